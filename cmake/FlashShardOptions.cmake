@@ -1,0 +1,31 @@
+# Build options, language level and warnings: what every target of the project shares.
+set(FLASHSHARD_CUDA AUTO CACHE STRING "Build the CUDA backend: OFF, ON (fail without a toolkit), AUTO (when nvcc is found)")
+set_property(CACHE FLASHSHARD_CUDA PROPERTY STRINGS OFF ON AUTO)
+option(FLASHSHARD_MPI "Build the MPI transport; without it only in-process ranks exist" ON)
+option(FLASHSHARD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(FLASHSHARD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(FLASHSHARD_COVERAGE "Instrument for gcov" OFF)
+set(FLASHSHARD_SANITIZE "" CACHE STRING "Sanitizers to build with, e.g. address,undefined or thread")
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+# Warnings are errors for our own code; generated and third-party code is included as SYSTEM.
+add_library(flashshard_options INTERFACE)
+target_compile_options(flashshard_options INTERFACE
+  $<BUILD_INTERFACE:$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-sign-conversion;-Werror>>)
+if(FLASHSHARD_SANITIZE)
+  target_compile_options(flashshard_options INTERFACE $<BUILD_INTERFACE:-fsanitize=${FLASHSHARD_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
+  target_link_options(flashshard_options INTERFACE $<BUILD_INTERFACE:-fsanitize=${FLASHSHARD_SANITIZE}>)
+endif()
+if(FLASHSHARD_COVERAGE)
+  target_compile_options(flashshard_options INTERFACE $<BUILD_INTERFACE:--coverage;-fprofile-update=atomic>)
+  target_link_options(flashshard_options INTERFACE $<BUILD_INTERFACE:--coverage>)
+endif()

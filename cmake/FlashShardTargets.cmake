@@ -1,0 +1,25 @@
+# flashshard_room(<room> SOURCES ... [PUBLIC libs...] [PRIVATE libs...]): one static library per room of the architecture.
+# Inside the repository headers are included from its root: "kernels/backend.h".
+function(flashshard_room room)
+  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  add_library(flashshard_${room} STATIC ${ARG_SOURCES})
+  add_library(flashshard::${room} ALIAS flashshard_${room})
+  set_target_properties(flashshard_${room} PROPERTIES EXPORT_NAME ${room})
+  target_include_directories(flashshard_${room} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:include/flashshard>)
+  target_link_libraries(flashshard_${room} PUBLIC ${ARG_PUBLIC} PRIVATE flashshard_options ${ARG_PRIVATE})
+endfunction()
+
+# flashshard_test(<name> SOURCES ... LIBS ... [LABELS ...] [ENVIRONMENT ...]): one GoogleTest program, its cases listed in ctest.
+function(flashshard_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS;ENVIRONMENT" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${name} PRIVATE flashshard_options ${ARG_LIBS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE FLASHSHARD_TEST_DATA="${PROJECT_SOURCE_DIR}/tests")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
+    PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "${ARG_ENVIRONMENT}")
+endfunction()

@@ -1,0 +1,85 @@
+// How one shard changes. A rule declares its state tensors and works in phases, so that a rule with whole-matrix scalars
+// (APOLLO, Adafactor) costs one batched reduction a step, and an elementwise rule none.
+//
+//   accumulate(bucket)  ->  partial scalars  ->  one reduction for all tensors  ->  apply(bucket)
+//
+// A new optimizer is one file in optim/rules/ plus its formulas in kernels/numerics/.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "optim/memory.h"
+#include "optim/parameter_spec.h"
+#include "optim/shard_layout.h"
+
+namespace flashshard {
+
+/// One sharded tensor beside a parameter's weight: `bytes_per_row = elements_per_row / group * element bytes`,
+/// one element for each `group` weight elements of a row. group 1: one a weight element (codes, fp32 moments,
+/// correction); group 32: one a quantisation group (scales). Short last groups count as one.
+struct StateTensorSpec {
+  std::string name;  // "correction", "momentum", "momentum_scale", "variance", "variance_scale"
+  DType dtype = DType::kUINT8;
+  int64_t group = 1;
+  MemoryClass memory_class = MemoryClass::kOther;
+  uint32_t initial_bits = 0;  // every element's bit pattern in a fresh state
+
+  int64_t elements_for(int64_t weight_elements) const { return (weight_elements + group - 1) / group; }
+};
+
+/// A contiguous run of whole units of one parameter on this rank, with all that a rule may touch.
+struct ShardSlice {
+  const ParameterSpec* parameter = nullptr;
+  int tensor = 0;             // index in the layout
+  Tensor weight;              // (rows, cols) bf16 or fp32: these rows inside the rank's weight
+  Tensor gradient;            // (rows, cols) reduced gradient of the same rows, before clipping
+  std::vector<void*> states;  // by index in UpdateRule::states(parameter), at these rows
+  int64_t first_element = 0;  // in the whole tensor
+};
+
+/// What one step multiplies with, the same on every rank.
+struct StepFactors {
+  double learning_rate = 0;
+  double gradient_factor = 1;  // clip coefficient / global token count
+  uint64_t t = 0;              // applied updates, this one included (bias correction, rounding key)
+};
+
+class UpdateRule {
+ public:
+  virtual ~UpdateRule() = default;
+
+  virtual std::string_view name() const = 0;
+  /// State tensors of a parameter, the weight's correction included; in checkpoint order.
+  virtual std::vector<StateTensorSpec> states(const ParameterSpec& parameter) const = 0;
+  virtual WeightFormat weight_format(const ParameterSpec& parameter) const = 0;
+
+  /// Scalars of one parameter that are summed over ranks between the phases; 0 for elementwise rules.
+  virtual int scalars(const ParameterSpec& parameter) const = 0;
+  /// First phase: adds this slice's part to `partial` (scalars(parameter) of them). Not called when there are none.
+  virtual void accumulate(const ShardSlice& slice, const StepFactors& factors,
+                          std::span<double> partial) = 0;
+  /// Second phase: updates weight and states in place. `reduced[i]` belongs to slices[i].
+  virtual void apply(std::span<const ShardSlice> slices, const StepFactors& factors,
+                     std::span<const std::span<const double>> reduced) = 0;
+};
+
+/// Elements per row and group of the weight (groups of 32) and of every state: what a unit must be a multiple of.
+int64_t unit_rows_of(const UpdateRule& rule, const ParameterSpec& parameter);
+
+struct AdamWOptions {
+  AdamWHyperparameters hyper;
+  double weight_decay = 0.1;               // on parameters with `decay`
+  WeightFormat weight_format = WeightFormat::kSplit24;  // of matrices and embeddings
+  StateFormat state_format = StateFormat::kCompanded;   // of matrices and embeddings; vectors: fp32 and kSplit32
+  Rounding rounding = Rounding::kStochastic;
+  uint64_t seed = 0;
+};
+std::unique_ptr<UpdateRule> make_adamw_rule(Backend& backend, const AdamWOptions& options);
+
+}  // namespace flashshard
