@@ -9,6 +9,9 @@ namespace flashshard {
 
 constexpr int64_t kGroup = 32;  // elements that share a scale; no shard boundary ever cuts one
 
+/// The scale of a fresh, all-zero group: the format's smallest, 2^-60.
+constexpr uint16_t kFreshScale = 0x4300;
+
 /// How a parameter's master weight is stored.
 enum class WeightFormat : uint8_t {
   kSplit24,  // bf16 weight + int8 correction: 24 bits of the fp32 value

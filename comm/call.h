@@ -1,0 +1,48 @@
+// One call of a verb: its signature for error messages, and the checks of its arguments that all transports share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace flashshard {
+
+enum class Verb : uint8_t { kAllToAll, kAllGather, kAllReduce, kBroadcast, kBarrier };
+
+/// What every rank must agree on in a call. Trivially copyable: it travels between ranks.
+struct CallSignature {
+  Verb verb = Verb::kBarrier;
+  ReduceOp op = ReduceOp::kSum;  // all_reduce
+  int32_t root = 0;              // broadcast
+  uint64_t bytes = 0;            // all_gather: of all ranks; all_reduce, broadcast; 0 for all_to_all, where ranks differ
+  bool operator==(const CallSignature&) const = default;
+};
+
+/// A distinct small number for each verb and reduction: the part of a message tag that keeps different calls apart.
+constexpr int kSignatureCodes = 7;
+int code_of(const CallSignature& signature);
+
+/// "all_reduce(sum, 10 values)", "broadcast(64 bytes from rank 0)", "barrier".
+std::string describe(const CallSignature& signature);
+
+/// "rank 1 (node7), rank 3 (node9)", at most eight of them. `hosts` by rank; an empty name is left out.
+std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts);
+
+/// "it is" or "they are"-style agreement is avoided by messages; this is "rank" or "ranks" alone: how many seconds, for people.
+std::string format_seconds(double seconds);
+
+/// Argument checks: one range per rank, all inside the buffer. Throw Error(kInternal): a wrong call is a bug of the caller.
+void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int world_size,
+                  std::string_view where);
+void check_root(int root, int world_size);
+void check_deadline(std::chrono::duration<double> deadline);
+
+/// values[i] = op(values[i], other[i]); sums wrap around.
+void combine(std::span<int64_t> values, const int64_t* other, ReduceOp op);
+
+}  // namespace flashshard

@@ -1,0 +1,52 @@
+// Buckets: the unit of reduction, update, gather and (later) release. Runs of tensors within one layer, in backward order,
+// closed at `bucket_bytes`. A larger tensor is cut so that bucket j holds the j-th slice of *every* rank's own
+// range: all ranks stay equally busy and ownership is unchanged.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "optim/shard_layout.h"
+
+namespace flashshard {
+
+/// Slice `index` of `count` of every rank's own units of one tensor.
+struct BucketSegment {
+  int tensor = 0;
+  int index = 0;
+  int count = 1;
+};
+
+struct Bucket {
+  int layer = 0;
+  std::vector<BucketSegment> segments;
+  int64_t elements = 0;  // over all ranks
+};
+
+class BucketPlan {
+ public:
+  /// `bytes_per_element` of what travels (2 for bf16). bucket_bytes > 0. `layout` must outlive the plan.
+  BucketPlan(const ShardLayout& layout, int64_t bucket_bytes, int64_t bytes_per_element);
+
+  const ShardLayout& layout() const { return layout_; }
+  /// In backward order: the last layer's first.
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  int64_t largest_bucket_elements() const;
+
+  /// Rows of a segment that `rank` owns.
+  RowRange rows(const BucketSegment& segment, int rank) const;
+  int64_t elements_of(const BucketSegment& segment, int rank) const;
+  /// All segments of a bucket that `rank` owns, packed one behind the other.
+  int64_t elements_of(const Bucket& bucket, int rank) const;
+  /// ranges[p]: rank p's packed rows when all ranks' stand one behind the other.
+  std::vector<ByteRange> ranges(const Bucket& bucket, int64_t bytes_per_element) const;
+
+ private:
+  void add_layer(int layer, int64_t bucket_elements);
+
+  const ShardLayout& layout_;
+  std::vector<Bucket> buckets_;
+};
+
+}  // namespace flashshard

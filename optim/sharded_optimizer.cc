@@ -1,0 +1,188 @@
+#include "optim/sharded_optimizer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "comm/fold_reduce.h"
+#include "kernels/numerics/exact_sum.h"
+
+namespace flashshard {
+namespace {
+
+class Stopwatch {
+ public:
+  double milliseconds() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+DType weight_dtype(const ShardedState& state) { return state.weight(0).dtype; }
+
+}  // namespace
+
+ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger,
+                                   ShardedState& state, std::span<const Tensor> gradients,
+                                   UpdateRule& rule, const ShardedOptimizerOptions& options)
+    : communicator_(communicator),
+      backend_(ledger.backend()),
+      state_(state),
+      gradients_(gradients.begin(), gradients.end()),
+      rule_(rule),
+      options_(options),
+      plan_(state.layout(), options.bucket_bytes, static_cast<int64_t>(size_of(options.wire))) {
+  if (communicator_.world_size() == 1) return;  // nothing travels
+  const size_t widest = std::max(size_of(options.wire), size_of(weight_dtype(state)));
+  staging_bytes_ = static_cast<size_t>(plan_.largest_bucket_elements()) * widest;
+  for (auto& buffer : staging_) {
+    buffer = static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, staging_bytes_));
+  }
+}
+
+void ShardedOptimizer::begin_step(int contributors) {
+  contributors_ = contributors;
+  next_bucket_ = 0;
+  reduce_ms_ = 0;
+  limbs_.fill(0);
+  nonfinite_groups_ = 0;
+}
+
+void ShardedOptimizer::layer_ready(int layer) {
+  const Stopwatch watch;
+  const auto& buckets = plan_.buckets();
+  while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
+    reduce(buckets[next_bucket_++]);
+  }
+  reduce_ms_ += watch.milliseconds();
+}
+
+Tensor ShardedOptimizer::own_gradient(const BucketSegment& segment) const {
+  const RowRange rows = plan_.rows(segment, communicator_.rank());
+  return gradients_[static_cast<size_t>(segment.tensor)].row_range(rows.first, rows.count);
+}
+
+std::vector<ShardSlice> ShardedOptimizer::own_slices(const Bucket& bucket) const {
+  std::vector<ShardSlice> slices;
+  for (const BucketSegment& segment : bucket.segments) {
+    const RowRange rows = plan_.rows(segment, communicator_.rank());
+    if (rows.count == 0) continue;
+    slices.push_back(state_.slice(segment.tensor, rows, own_gradient(segment)));
+  }
+  return slices;
+}
+
+StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
+  if (next_bucket_ != plan_.buckets().size()) {
+    throw Error(ExitCode::kInternal, "optimizer step before every layer was reduced");
+  }
+  // One reduction of integers: the sum is exact, so every rank draws the same conclusion from the same bits.
+  std::array<int64_t, 12> agreed = {};
+  std::copy(limbs_.begin(), limbs_.end(), agreed.begin());
+  agreed[10] = nonfinite_groups_;
+  agreed[11] = local_tokens;
+  communicator_.all_reduce(agreed, ReduceOp::kSum).wait("the reduction of the gradient norm");
+  std::copy_n(agreed.begin(), 10, limbs_.begin());
+
+  StepOutcome outcome;
+  outcome.reduce_ms = reduce_ms_;
+  outcome.nonfinite_groups = agreed[10];
+  outcome.tokens = agreed[11];
+  if (outcome.tokens == 0 || outcome.nonfinite_groups > 0) {
+    outcome.gradient_norm = outcome.tokens == 0 ? 0 : std::numeric_limits<double>::infinity();
+    return outcome;
+  }
+  const auto tokens = static_cast<double>(outcome.tokens);
+  outcome.gradient_norm = std::sqrt(numerics::exact_value(limbs_)) / tokens;
+  if (options_.clip_norm > 0 && outcome.gradient_norm > options_.clip_norm) {
+    outcome.clip_coefficient = options_.clip_norm / outcome.gradient_norm;
+  }
+  const StepFactors factors{learning_rate, outcome.clip_coefficient / tokens, ++updates_};
+  update_and_gather([&](const Bucket& bucket) { rule_.apply(own_slices(bucket), factors, {}); },
+                    &outcome);
+  outcome.applied = true;
+  return outcome;
+}
+
+// Two staging buffers: while one bucket's rows travel, the next bucket is updated.
+template <class Update>
+void ShardedOptimizer::update_and_gather(const Update& update, StepOutcome* outcome) {
+  const auto& buckets = plan_.buckets();
+  std::array<Pending, 2> gathers;
+  std::array<const Bucket*, 2> in_flight = {nullptr, nullptr};
+  const auto finish = [&](size_t slot) {
+    if (in_flight[slot] == nullptr) return;
+    const Stopwatch watch;
+    gathers[slot].wait("the gather of updated weights");
+    finish_gather(*in_flight[slot], staging_[slot]);
+    in_flight[slot] = nullptr;
+    outcome->gather_ms += watch.milliseconds();
+  };
+  // Forward order: the weights that the next forward reads first are there first.
+  for (size_t i = 0; i < buckets.size(); ++i) {
+    const Bucket& bucket = buckets[buckets.size() - 1 - i];
+    const Stopwatch watch;
+    update(bucket);
+    outcome->update_ms += watch.milliseconds();
+    if (communicator_.world_size() == 1) continue;
+    finish(i % 2);
+    const Stopwatch start;
+    gathers[i % 2] = start_gather(bucket, staging_[i % 2]);
+    in_flight[i % 2] = &bucket;
+    outcome->gather_ms += start.milliseconds();
+  }
+  for (size_t slot : {buckets.size() % 2, (buckets.size() + 1) % 2}) finish(slot);
+}
+
+Pending ShardedOptimizer::start_gather(const Bucket& bucket, std::byte* staging) {
+  const auto ranges = plan_.ranges(bucket, static_cast<int64_t>(size_of(weight_dtype(state_))));
+  const int rank = communicator_.rank();
+  size_t offset = ranges[static_cast<size_t>(rank)].offset;
+  for (const BucketSegment& segment : bucket.segments) {
+    const RowRange rows = plan_.rows(segment, rank);
+    const Tensor own = state_.weight(segment.tensor).row_range(rows.first, rows.count);
+    backend_.copy(staging + offset, own.data, own.bytes());
+    offset += own.bytes();
+  }
+  backend_.synchronize();
+  return communicator_.all_gather({staging, ranges.back().offset + ranges.back().size}, ranges);
+}
+
+void ShardedOptimizer::finish_gather(const Bucket& bucket, const std::byte* staging) {
+  for (int r = 0; r < communicator_.world_size(); ++r) {
+    for (const BucketSegment& segment : bucket.segments) {
+      const RowRange rows = plan_.rows(segment, r);
+      const Tensor target = state_.weight(segment.tensor).row_range(rows.first, rows.count);
+      if (r != communicator_.rank()) backend_.copy(target.data, staging, target.bytes());
+      staging += target.bytes();
+    }
+  }
+}
+
+void ShardedOptimizer::gather_weights() {
+  StepOutcome timings;
+  update_and_gather([](const Bucket&) {}, &timings);
+}
+
+void ShardedOptimizer::initialize(const InitialValues& values) {
+  std::vector<float> host;
+  for (int t = 0; t < state_.layout().tensors(); ++t) {
+    const RowRange rows = state_.layout().rows_of(t, communicator_.rank());
+    if (rows.count == 0) continue;
+    const ShardSlice slice = state_.slice(t, rows, {});
+    host.resize(static_cast<size_t>(slice.weight.elements()));
+    values(t, rows, host);
+    const WeightFormat format = state_.weight_format(t);
+    void* correction = correction_bytes(format) > 0 ? slice.states.front() : nullptr;
+    backend_.encode_master({format, host.data(), slice.weight.data, correction, slice.weight.elements()});
+  }
+  backend_.synchronize();
+  gather_weights();
+}
+
+}  // namespace flashshard
