@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace flashshard {
@@ -37,6 +38,13 @@ int code_of(const CallSignature& signature) {
       break;
   }
   return 4 + static_cast<int>(signature.op);
+}
+
+std::string_view name_of_code(int code) {
+  constexpr std::array<std::string_view, kSignatureCodes> kNames = {
+      "all_to_all",      "all_gather",      "broadcast",      "barrier",
+      "all_reduce(sum)", "all_reduce(max)", "all_reduce(min)"};
+  return kNames.at(static_cast<size_t>(code));
 }
 
 std::string describe(const CallSignature& signature) {
@@ -85,6 +93,15 @@ void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int wo
                               p, range.size, range.offset, buffer_bytes),
                   std::string(where));
     }
+  }
+}
+
+void check_own_slice(const ByteRange& send, const ByteRange& receive) {
+  if (send.size != receive.size) {
+    throw Error(ExitCode::kInternal,
+                fmt::format("a rank sends {} bytes to itself and expects {}", send.size,
+                            receive.size),
+                "all_to_all");
   }
 }
 

@@ -26,6 +26,8 @@ struct CallSignature {
 /// A distinct small number for each verb and reduction: the part of a message tag that keeps different calls apart.
 constexpr int kSignatureCodes = 7;
 int code_of(const CallSignature& signature);
+/// Name of a code without sizes: "all_reduce(sum)".
+std::string_view name_of_code(int code);
 
 /// "all_reduce(sum, 10 values)", "broadcast(64 bytes from rank 0)", "barrier".
 std::string describe(const CallSignature& signature);
@@ -33,12 +35,13 @@ std::string describe(const CallSignature& signature);
 /// "rank 1 (node7), rank 3 (node9)", at most eight of them. `hosts` by rank; an empty name is left out.
 std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts);
 
-/// "it is" or "they are"-style agreement is avoided by messages; this is "rank" or "ranks" alone: how many seconds, for people.
+/// "2.5 s".
 std::string format_seconds(double seconds);
 
 /// Argument checks: one range per rank, all inside the buffer. Throw Error(kInternal): a wrong call is a bug of the caller.
 void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int world_size,
                   std::string_view where);
+void check_own_slice(const ByteRange& send, const ByteRange& receive);
 void check_root(int root, int world_size);
 void check_deadline(std::chrono::duration<double> deadline);
 

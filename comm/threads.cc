@@ -310,6 +310,8 @@ class ThreadCommunicator : public Communicator {
                      std::span<const ByteRange> receive_ranges) override {
     check_ranges(send_ranges, send.size(), world_size_, "all_to_all, send");
     check_ranges(receive_ranges, receive.size(), world_size_, "all_to_all, receive");
+    const auto own = static_cast<size_t>(rank_);
+    check_own_slice(send_ranges[own], receive_ranges[own]);
     return start({{.verb = Verb::kAllToAll},
                   send,
                   to_vector(send_ranges),

@@ -29,10 +29,12 @@ MemoryTable predict_memory(const ShardLayout& layout, const UpdateRule& rule, in
                            const LedgerInputs& inputs) {
   MemoryTable table;
   const auto width = [](DType dtype) { return static_cast<int64_t>(size_of(dtype)); };
+  const MemoryClass gradients =
+      inputs.gradient_dtype == inputs.weight_dtype ? MemoryClass::kGradients : MemoryClass::kAccumulator;
   for (int t = 0; t < layout.tensors(); ++t) {
     const ParameterSpec& parameter = layout.parameter(t);
     table[MemoryClass::kWeights] += parameter.elements() * width(inputs.weight_dtype);
-    table[MemoryClass::kGradients] += parameter.elements() * width(inputs.gradient_dtype);
+    table[gradients] += parameter.elements() * width(inputs.gradient_dtype);
     const int64_t own = layout.rows_of(t, rank).count * parameter.cols;
     for (const StateTensorSpec& state : rule.states(parameter)) {
       table[state.memory_class] += state.elements_for(own) * width(state.dtype);

@@ -10,7 +10,7 @@ namespace flashshard {
 
 struct LedgerInputs {
   DType weight_dtype = DType::kBF16;
-  DType gradient_dtype = DType::kBF16;  // fp32 with local accumulation
+  DType gradient_dtype = DType::kBF16;  // fp32 with local accumulation: then it is class `accumulator`
   DType wire = DType::kBF16;
   int64_t bucket_bytes = 64 << 20;
   int64_t activation_bytes = 0;         // the model's own formula

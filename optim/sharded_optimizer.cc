@@ -98,7 +98,7 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
     return outcome;
   }
   const auto tokens = static_cast<double>(outcome.tokens);
-  outcome.gradient_norm = std::sqrt(numerics::exact_value(limbs_)) / tokens;
+  outcome.gradient_norm = std::sqrt(numerics::exact_sum_value(limbs_)) / tokens;
   if (options_.clip_norm > 0 && outcome.gradient_norm > options_.clip_norm) {
     outcome.clip_coefficient = options_.clip_norm / outcome.gradient_norm;
   }

@@ -1,4 +1,5 @@
-// The lock is flock(2) on a file that is never removed: removing it would let two trainers lock two files of one name.
+// The lock is flock(2) on a file that is never removed: removing it would let two trainers lock two
+// files of one name.
 #include "runtime/run_folder.h"
 
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 
 #include "kernels/error.h"
 #include "runtime/metrics/durable_file.h"
+#include "runtime/metrics/host_name.h"
 
 namespace flashshard {
 namespace {
@@ -23,7 +25,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kLockName = ".lock";
-constexpr const char* kWhatDirectoryMeans = "run.dir";
 
 RunTicket draw_ticket() {
   std::random_device source;
@@ -33,36 +34,36 @@ RunTicket draw_ticket() {
   return ticket;
 }
 
-std::string host_name() {
-  std::array<char, 256> name = {};
-  if (::gethostname(name.data(), name.size() - 1) != 0) return "unknown host";
-  return name.data();
-}
+struct LockHolder {
+  int64_t pid = 0;
+  std::string host;
+  std::string ticket;
+};
 
-/// What the lock file says about its holder; nothing when it cannot be read or was caught half written.
-std::optional<nlohmann::json> read_holder(const fs::path& lock_path) {
+/// What the lock file says; nothing when it cannot be read or was caught half written.
+std::optional<LockHolder> read_holder(const fs::path& lock_path) {
   try {
-    nlohmann::json holder = nlohmann::json::parse(metrics::read_file(lock_path));
-    if (holder.is_object()) return holder;
+    const nlohmann::json holder = nlohmann::json::parse(metrics::read_file(lock_path));
+    return LockHolder{holder.at("pid").get<int64_t>(), holder.at("host").get<std::string>(),
+                      holder.at("ticket").get<std::string>()};
   } catch (const std::exception&) {
     // The holder may be about to write it: the caller asks again or does without.
+    return std::nullopt;
   }
-  return std::nullopt;
 }
 
 Error folder_in_use(const fs::path& directory) {
-  std::string holder_text = "another process";
+  std::string who = "another process";
   if (const auto holder = read_holder(directory / kLockName)) {
-    holder_text = fmt::format("process {} on {}", holder->value("pid", int64_t{0}),
-                              holder->value("host", std::string("unknown host")));
+    who = fmt::format("process {} on {}", holder->pid, holder->host);
   }
-  return Error(ExitCode::kUsage, "the run folder is in use by " + holder_text, directory.string(),
+  return Error(ExitCode::kUsage, "the run folder is in use by " + who, directory.string(),
                "wait for that run to end, stop it, or set another run.dir");
 }
 
 void make_directory(const fs::path& directory) {
   if (directory.empty()) {
-    throw Error(ExitCode::kUsage, "run.dir is empty", kWhatDirectoryMeans, "name a folder");
+    throw Error(ExitCode::kUsage, "run.dir is empty", {}, "name a folder");
   }
   const fs::path parent = fs::absolute(directory / "").parent_path().parent_path();
   std::error_code ignored;
@@ -92,12 +93,14 @@ int take_lock(const fs::path& directory) {
 
 void write_holder(int lock, const fs::path& directory, const RunTicket& ticket) {
   const nlohmann::json holder = {{"pid", ::getpid()},
-                                 {"host", host_name()},
+                                 {"host", metrics::host_name()},
                                  {"ticket", std::string(ticket.data(), ticket.size())}};
   const std::string text = holder.dump() + "\n";
-  if (::ftruncate(lock, 0) != 0 ||
-      ::pwrite(lock, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
-    throw metrics::file_error("write the lock of the run folder", directory, errno);
+  ssize_t written = -1;
+  if (::ftruncate(lock, 0) == 0) written = ::pwrite(lock, text.data(), text.size(), 0);
+  if (written != static_cast<ssize_t>(text.size())) {
+    const int failure = written < 0 ? errno : ENOSPC;
+    throw metrics::file_error("write the lock of the run folder", directory, failure);
   }
 }
 
@@ -129,19 +132,20 @@ RunFolder RunFolder::join(const fs::path& directory, const RunTicket& ticket,
   const auto deadline = std::chrono::steady_clock::now() + patience;
   while (true) {
     const auto holder = read_holder(directory / kLockName);
-    if (holder && holder->value("ticket", std::string()) == expected) break;
+    if (holder && holder->ticket == expected) break;
     if (std::chrono::steady_clock::now() >= deadline) {
       throw Error(ExitCode::kUsage,
                   fmt::format("the run folder is not the one that rank 0 sees, seen from {}",
-                              host_name()),
+                              metrics::host_name()),
                   directory.string(), "set run.dir to a folder that all machines share");
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   for (const char* name : {"checkpoints", "logs", "status"}) {
     if (::access((directory / name).c_str(), W_OK | X_OK) != 0) {
-      throw metrics::file_error(fmt::format("write into the run folder from {}", host_name()),
-                                directory / name, errno);
+      throw metrics::file_error(
+          fmt::format("write into the run folder from {}", metrics::host_name()), directory / name,
+          errno);
     }
   }
   return RunFolder(directory, ticket, -1);

@@ -1,4 +1,5 @@
-// A run's folder (run.dir): who holds it and where its files stand. docs/metrics.md describes what each one holds.
+// A run's folder (run.dir): who holds it and where its files stand. docs/metrics.md describes what
+// each one holds.
 #pragma once
 
 #include <array>
@@ -9,21 +10,24 @@
 
 namespace flashshard {
 
-/// Names one run on one folder: rank 0 draws it, the others compare it with what they find on their own machine,
-/// so a folder that is not the same one on every machine is noticed before the first step.
+/// Names one run on one folder: rank 0 draws it, the others compare it with what they find on their
+/// own machine, so a folder that is not the same one on every machine is noticed before the first
+/// step.
 using RunTicket = std::array<char, 32>;
 
-/// One folder, one run. Rank 0 holds an exclusive flock(2) on `.lock`, with its process id and host inside; the
-/// kernel releases it when the process ends in whatever way, so no lock is ever stale.
+/// One folder, one run. Rank 0 holds an exclusive flock(2) on `.lock`, with its process id and host
+/// inside; the kernel releases it when the process ends in whatever way, so no lock is ever stale.
 class RunFolder {
  public:
-  /// Rank 0: creates the folder where it is missing (its parent must exist), takes the lock and makes the
-  /// sub-folders. Throws Error(kUsage): the path is empty, a file, has no parent folder, may not be written, lies
-  /// on a file system without locks, or another trainer holds it (the message names its process and host).
+  /// Rank 0: creates the folder where it is missing (its parent must exist), takes the lock and
+  /// makes the sub-folders. Throws Error(kUsage): the path is empty, a file, has no parent folder,
+  /// may not be written, lies on a file system without locks, or another trainer holds it (the
+  /// message names its process and host).
   static RunFolder create(const std::filesystem::path& directory);
 
-  /// The other ranks, after `ticket` came from rank 0: the same folder without the lock. Looks again for
-  /// `patience`, since network file systems show new files late; then throws Error(kUsage): not shared by all ranks.
+  /// The other ranks, after `ticket` came from rank 0: the same folder without the lock. Looks
+  /// again for `patience`, since network file systems show new files late; then throws
+  /// Error(kUsage): not shared by all ranks.
   static RunFolder join(const std::filesystem::path& directory, const RunTicket& ticket,
                         std::chrono::milliseconds patience = std::chrono::seconds(10));
 

@@ -126,8 +126,7 @@ bool InputFile::is_same_file(const InputFile& other) const {
 size_t InputFile::read(std::span<std::byte> buffer) {
   size_t filled = 0;
   while (filled < buffer.size()) {
-    const ssize_t count =
-        ::read(descriptor_.get(), buffer.data() + filled, buffer.size() - filled);
+    const ssize_t count = ::read(descriptor_.get(), buffer.data() + filled, buffer.size() - filled);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
       throw Error(ExitCode::kBadData, fmt::format("cannot read file: {}", reason(errno)),
@@ -164,10 +163,10 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
 void MappedFile::check_not_shrunk() const {
   const auto found = static_cast<size_t>(status_of(descriptor_, path_).st_size);
   if (found < size_) {
-    throw Error(ExitCode::kBadData,
-                fmt::format("file was truncated while in use: expected {} bytes, found {}", size_,
-                            found),
-                path_.string(), "restore the file, or prepare the data again");
+    throw Error(
+        ExitCode::kBadData,
+        fmt::format("file was truncated while in use: expected {} bytes, found {}", size_, found),
+        path_.string(), "restore the file, or prepare the data again");
   }
 }
 

@@ -1,4 +1,5 @@
-// Files of a data set at the level of system calls: every failure becomes one Error with the file's name in it.
+// Files of a data set at the level of system calls: every failure becomes one Error with the file's
+// name in it.
 #pragma once
 
 #include <cstddef>
@@ -26,10 +27,10 @@ class FileDescriptor {
   int descriptor_;
 };
 
-/// A file being written, from its first byte on; an older file of that name is replaced by a new one, never
-/// truncated in place (a reader may have it mapped).
-/// Every member throws Error: kOutOfSpace when the disk, the quota or the file size limit is reached, kUsage for
-/// anything else that stops writing.
+/// A file being written, from its first byte on; an older file of that name is replaced by a new
+/// one, never truncated in place (a reader may have it mapped). Every member throws Error:
+/// kOutOfSpace when the disk, the quota or the file size limit is reached, kUsage for anything else
+/// that stops writing.
 class OutputFile {
  public:
   explicit OutputFile(const std::filesystem::path& path);
@@ -46,8 +47,8 @@ class OutputFile {
   FileDescriptor descriptor_;
 };
 
-/// A regular file being read from front to back. Throws Error(kBadData) when it is missing, a directory, a pipe or
-/// device, empty or unreadable.
+/// A regular file being read from front to back. Throws Error(kBadData) when it is missing, a
+/// directory, a pipe or device, empty or unreadable.
 class InputFile {
  public:
   explicit InputFile(const std::filesystem::path& path);
@@ -57,7 +58,8 @@ class InputFile {
   const std::filesystem::path& path() const { return path_; }
   /// True when both are one file on disk, whatever their names.
   bool is_same_file(const InputFile& other) const;
-  /// Fills `buffer` as far as the file goes; returns the bytes read, fewer than asked for only at the end.
+  /// Fills `buffer` as far as the file goes; returns the bytes read, fewer than asked for only at
+  /// the end.
   size_t read(std::span<std::byte> buffer);
 
  private:
@@ -68,7 +70,8 @@ class InputFile {
   uint64_t inode_ = 0;
 };
 
-/// The whole of a file, mapped read-only and shared with every process that maps it. Throws Error(kBadData).
+/// The whole of a file, mapped read-only and shared with every process that maps it. Throws
+/// Error(kBadData).
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -78,7 +81,8 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {address_, size_}; }
   const std::filesystem::path& path() const { return path_; }
-  /// Throws Error(kBadData) when the file has become shorter than its mapping: reading on would raise SIGBUS.
+  /// Throws Error(kBadData) when the file has become shorter than its mapping: reading on would
+  /// raise SIGBUS.
   void check_not_shrunk() const;
 
  private:
@@ -97,7 +101,8 @@ void rename_file(const std::filesystem::path& from, const std::filesystem::path&
 /// unlink(2); a missing file is no error. Throws like OutputFile.
 void remove_file(const std::filesystem::path& path);
 
-/// Throws the Error of a failed write-side system call: "cannot <action>: <reason of error_number>".
+/// Throws the Error of a failed write-side system call: "cannot <action>: <reason of
+/// error_number>".
 [[noreturn]] void throw_write_error(int error_number, std::string_view action,
                                     const std::filesystem::path& path);
 

@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::array<char, 8> kMagic = {'F', 'S', 'T', 'O', 'K', 'E', 'N', 'S'};
 constexpr uint32_t kVersion = 1;
+constexpr uint64_t kMostTokens = uint64_t{1} << 60;  // so that a size in bytes cannot overflow
 
 // Byte offsets of the header's fields.
 constexpr size_t kVersionAt = 8;
@@ -49,8 +50,8 @@ uint64_t hash_of(std::span<const std::byte> bytes) {
 
 bool vocabulary_fits(uint32_t vocab_size, uint32_t token_bytes) {
   if (token_bytes != 1 && token_bytes != 2 && token_bytes != 4) return false;
-  const uint64_t ids = std::min<uint64_t>(uint64_t{1} << (8 * token_bytes),
-                                          std::numeric_limits<int32_t>::max());
+  const uint64_t ids =
+      std::min<uint64_t>(uint64_t{1} << (8 * token_bytes), std::numeric_limits<int32_t>::max());
   return vocab_size >= 1 && vocab_size <= ids;
 }
 
@@ -59,7 +60,8 @@ bool vocabulary_fits(uint32_t vocab_size, uint32_t token_bytes) {
               "prepare the data again with `flashshard prepare`");
 }
 
-// Widens tokens to int32 and returns the largest id. One plain loop, so that the compiler vectorises it.
+// Widens tokens to int32 and returns the largest id. One plain loop, so that the compiler
+// vectorises it.
 template <typename Token>
 uint32_t widen(const std::byte* tokens, std::span<int32_t> out) {
   uint32_t largest = 0;
@@ -112,16 +114,17 @@ ShardHeader decode_shard_header(std::span<const std::byte> file,
   }
   if (!is_token_shard(file)) refuse("is not a token shard: its first 8 bytes differ", path);
   if (const auto version = load<uint32_t>(file, kVersionAt); version != kVersion) {
-    refuse(fmt::format("token shard has format version {}, this program reads {}", version,
-                       kVersion),
-           path);
+    refuse(
+        fmt::format("token shard has format version {}, this program reads {}", version, kVersion),
+        path);
   }
   if (load<uint64_t>(file, kHeaderHashAt) != hash_of(file.first(kHeaderHashAt))) {
     refuse("token shard's header is corrupt: its hash does not match", path);
   }
   const auto reserved = file.subspan(kReservedAt, kHeaderHashAt - kReservedAt);
   if (load<uint32_t>(file, kHeaderBytesAt) != kShardHeaderBytes ||
-      std::any_of(reserved.begin(), reserved.end(), [](std::byte b) { return b != std::byte{0}; })) {
+      std::any_of(reserved.begin(), reserved.end(),
+                  [](std::byte b) { return b != std::byte{0}; })) {
     refuse("token shard's header has an unknown layout", path);
   }
   const ShardHeader header = {.token_bytes = load<uint32_t>(file, kTokenBytesAt),
@@ -133,7 +136,9 @@ ShardHeader decode_shard_header(std::span<const std::byte> file,
                        header.token_bytes, header.vocab_size),
            path);
   }
-  if (header.token_count == 0) refuse("token shard holds no tokens", path);
+  if (header.token_count == 0 || header.token_count > kMostTokens) {
+    refuse(fmt::format("token shard claims {} tokens", header.token_count), path);
+  }
   return header;
 }
 
@@ -172,15 +177,10 @@ ShardHeader ShardWriter::finish() {
 
 TokenShard::TokenShard(const std::filesystem::path& path, PayloadCheck check)
     : file_(path), header_(decode_shard_header(file_.bytes(), path)) {
-  const uint64_t payload_bytes = file_.bytes().size() - kShardHeaderBytes;
-  // Divided rather than multiplied: a forged count must not overflow.
-  if (payload_bytes % header_.token_bytes != 0 ||
-      payload_bytes / header_.token_bytes != header_.token_count) {
-    refuse(fmt::format("token shard has the wrong size: {} tokens of {} bytes, expected {} bytes, "
-                       "found {}",
-                       header_.token_count, header_.token_bytes,
-                       static_cast<double>(header_.token_count) * header_.token_bytes +
-                           static_cast<double>(kShardHeaderBytes),
+  const uint64_t expected = kShardHeaderBytes + header_.token_count * header_.token_bytes;
+  if (file_.bytes().size() != expected) {
+    refuse(fmt::format("token shard {}: expected {} bytes, found {}",
+                       file_.bytes().size() < expected ? "is truncated" : "is too long", expected,
                        file_.bytes().size()),
            path);
   }
@@ -200,8 +200,8 @@ void TokenShard::read(uint64_t position, std::span<int32_t> out) const {
     return static_cast<uint32_t>(token) >= header_.vocab_size;
   });
   refuse(fmt::format("token id {} at position {} is beyond the vocabulary of {}",
-                     static_cast<uint32_t>(*bad), position + static_cast<uint64_t>(bad - out.begin()),
-                     header_.vocab_size),
+                     static_cast<uint32_t>(*bad),
+                     position + static_cast<uint64_t>(bad - out.begin()), header_.vocab_size),
          path());
 }
 

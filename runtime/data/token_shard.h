@@ -1,5 +1,5 @@
-// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, all little-endian. The layout stands in
-// docs/data.md; hashes are XXH3-64.
+// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, all little-endian. The
+// layout stands in docs/data.md; hashes are XXH3-64.
 #pragma once
 
 #include <array>
@@ -49,7 +49,8 @@ class ShardWriter {
   ShardWriter(ShardWriter&&) noexcept;
   ShardWriter& operator=(ShardWriter&&) = delete;
 
-  /// `tokens`: whole tokens of `token_bytes` bytes, little-endian. The caller vouches for the ids' range.
+  /// `tokens`: whole tokens of `token_bytes` bytes, little-endian. The caller vouches for the ids'
+  /// range.
   void append(std::span<const std::byte> tokens);
   uint64_t token_count() const { return header_.token_count; }
   /// Writes the header and makes the file durable. At least one token must have been appended.
@@ -64,8 +65,8 @@ class ShardWriter {
   std::unique_ptr<XXH3_state_s, HashState> hash_;
 };
 
-/// How thoroughly a shard is read when it is opened. Either way the header, the file's size and, at each read, the
-/// range of the token ids are checked.
+/// How thoroughly a shard is read when it is opened. Either way the header, the file's size and, at
+/// each read, the range of the token ids are checked.
 enum class PayloadCheck {
   kHash,      // one pass over the whole payload
   kSizeOnly,  // for data whose reading costs minutes
@@ -74,13 +75,15 @@ enum class PayloadCheck {
 /// A shard mapped read-only. Members may be called from several threads at once.
 class TokenShard {
  public:
-  /// Throws Error(kBadData) that names the file: truncated (expected and found bytes), corrupt, of another format.
+  /// Throws Error(kBadData) that names the file: truncated (expected and found bytes), corrupt, of
+  /// another format.
   TokenShard(const std::filesystem::path& path, PayloadCheck check);
 
   const ShardHeader& header() const { return header_; }
   const std::filesystem::path& path() const { return file_.path(); }
   /// Tokens [position, position + out.size()) as int32; the range lies within the shard.
-  /// Throws Error(kBadData) with shard and position for an id beyond the vocabulary, and when the file has shrunk.
+  /// Throws Error(kBadData) with shard and position for an id beyond the vocabulary, and when the
+  /// file has shrunk.
   void read(uint64_t position, std::span<int32_t> out) const;
 
  private:

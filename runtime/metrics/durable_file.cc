@@ -97,8 +97,7 @@ void replace_file(const std::filesystem::path& path, std::string_view contents,
 
 AppendFile::AppendFile(const std::filesystem::path& path, Opening opening) : path_(path) {
   const int exclusive = opening == Opening::kExclusive ? O_EXCL : 0;
-  descriptor_ =
-      ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | exclusive, 0666);
+  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | exclusive, 0666);
   if (descriptor_ < 0) throw file_error("open the file for writing", path_, errno);
 }
 

@@ -1,5 +1,5 @@
-// Files that stay readable whatever happens to the process that writes them: a file is either replaced as a whole
-// or grows by whole records.
+// Files that stay readable whatever happens to the process that writes them: a file is either
+// replaced as a whole or grows by whole records.
 #pragma once
 
 #include <filesystem>
@@ -22,12 +22,13 @@ enum class Durability {
   kSynced,  // the same after a power failure
 };
 
-/// Replaces `path` by `contents`: a temporary file beside it is written and renamed. On error the old file stands
-/// and the temporary one is gone. One writer per path at a time. Throws file_error.
+/// Replaces `path` by `contents`: a temporary file beside it is written and renamed. On error the
+/// old file stands and the temporary one is gone. One writer per path at a time. Throws file_error.
 void replace_file(const std::filesystem::path& path, std::string_view contents,
                   Durability durability);
 
-/// A file that only grows, one write(2) a record, so a reader never sees half of one while the writer lives.
+/// A file that only grows, one write(2) a record, so a reader never sees half of one while the
+/// writer lives.
 class AppendFile {
  public:
   enum class Opening {
@@ -40,7 +41,8 @@ class AppendFile {
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;
 
-  /// Appends all of `record` or nothing: a write cut short by a full disk is taken back. Throws file_error.
+  /// Appends all of `record` or nothing: a write cut short by a full disk is taken back. Throws
+  /// file_error.
   void append(std::string_view record);
 
   const std::filesystem::path& path() const { return path_; }

@@ -15,7 +15,8 @@ std::string with_thousands(double value, int digits);
 /// "512 B", "1.50 KiB", "1.20 GiB"; the unit keeps the number below 1024.
 std::string format_bytes(int64_t bytes);
 
-/// Rounded to seconds: "0:07", "3:25", "1:02:03"; "-" for a time that is not known (negative or not finite).
+/// Rounded to seconds: "0:07", "3:25", "1:02:03"; "-" for a time that is not known (negative or not
+/// finite).
 std::string format_duration(double seconds);
 
 }  // namespace flashshard::metrics

@@ -35,6 +35,13 @@ struct LayerHooks {
   /// The gradients of `layer` are final and its weights are read no more in this call: L+1, L, ..., 0. The gradient of a
   /// tied embedding is final with layer 0.
   std::function<void(int layer)> after_layer_backward;
+
+  void call_before_layer(int layer) const {
+    if (before_layer) before_layer(layer);
+  }
+  void call_after_layer_backward(int layer) const {
+    if (after_layer_backward) after_layer_backward(layer);
+  }
 };
 
 class Model {

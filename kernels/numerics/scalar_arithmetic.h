@@ -1,0 +1,69 @@
+// Arithmetic policy of one element at a time: what the formulas of formulas.inc are written against.
+//
+// A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + & ^ *, and the functions
+// below. Every one is exactly rounded or an integer operation, so all policies give the same bits. Sources that use a
+// policy compile with -ffp-contract=off: a fused multiply-add happens only where a formula says `fma`.
+// Rounding mode and denormals are IEEE defaults.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+namespace flashshard::numerics {
+
+struct ScalarArithmetic {
+  using F = float;
+  using U = uint32_t;
+  static constexpr int kLanes = 1;
+  static constexpr const char* kName = "scalar";
+
+  static F set(float value) { return value; }
+  static U set_bits(uint32_t value) { return value; }
+  static U bits(F x) { return std::bit_cast<uint32_t>(x); }
+  static F from_bits(U x) { return std::bit_cast<float>(x); }
+  /// The integer held as two's complement in `x`, |value| < 2^24.
+  static F to_float(U x) { return static_cast<float>(static_cast<int32_t>(x)); }
+
+  static F fma(F a, F b, F c) { return std::fma(a, b, c); }           // a * b + c, rounded once
+  static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }    // a * b - c, rounded once
+  static F sqrt(F x) { return std::sqrt(x); }
+  static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
+
+  // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with infinity and then
+  // NaN on top, so a NaN is never lost in a reduction.
+  static U max(U a, U b) { return std::max(a, b); }
+  static U min(U a, U b) { return std::min(a, b); }
+  /// a > b ? yes : no, for values below 2^31.
+  static U select_greater(U a, U b, U yes, U no) { return a > b ? yes : no; }
+  template <int kBits>
+  static U shift_left(U x) {
+    return x << kBits;
+  }
+  template <int kBits>
+  static U shift_right(U x) {
+    return x >> kBits;
+  }
+
+  static F load_f32(const float* p) { return *p; }
+  static U load_u32(const uint32_t* p) { return *p; }
+  static U load_u16(const uint16_t* p) { return *p; }
+  static U load_u8(const uint8_t* p) { return *p; }
+  static U load_i16(const int16_t* p) { return static_cast<uint32_t>(int32_t{*p}); }
+  static U load_i8(const int8_t* p) { return static_cast<uint32_t>(int32_t{*p}); }
+  static void store_f32(float* p, F x) { *p = x; }
+  static void store_u32(uint32_t* p, U x) { *p = x; }
+  /// The low 16 or 8 bits of each lane.
+  static void store_u16(uint16_t* p, U x) { *p = static_cast<uint16_t>(x); }
+  static void store_u8(uint8_t* p, U x) { *p = static_cast<uint8_t>(x); }
+
+  /// The largest lane.
+  static uint32_t largest(U x) { return x; }
+  /// 0, 1, 2, ... in the lanes.
+  static U lane_index() { return 0; }
+  /// Sums of adjacent lanes of `low` then `high`: [l0+l1, l2+l3, ..., h0+h1, ...].
+  static F adjacent_sums(F low, F high) { return low + high; }
+};
+
+}  // namespace flashshard::numerics

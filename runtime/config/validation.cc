@@ -1,0 +1,227 @@
+// See validation.h.
+#include "runtime/config/validation.h"
+
+#include <fmt/format.h>
+#include <google/protobuf/message.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "kernels/error.h"
+#include "runtime/config/presets.h"
+#include "runtime/config/schema.h"
+
+namespace flashshard::config {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using Violation = std::optional<std::string>;
+
+constexpr int64_t kLargestMicroBatchTokens = int64_t{1} << 26;
+constexpr double kLargestRunTokens = 1e15;
+
+std::optional<double> numeric_value(const google::protobuf::Message& section,
+                                    const FieldDescriptor& field) {
+  const auto* reflection = section.GetReflection();
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32:
+      return reflection->GetInt32(section, &field);
+    case FieldDescriptor::CPPTYPE_INT64:
+      return static_cast<double>(reflection->GetInt64(section, &field));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return reflection->GetDouble(section, &field);
+    default:
+      return std::nullopt;
+  }
+}
+
+bool in_range(double value, const proto::Setting& setting) {
+  if (!std::isfinite(value)) return false;
+  if (setting.allowed_size() > 0) {
+    return std::ranges::any_of(setting.allowed(),
+                               [&](int64_t v) { return static_cast<double>(v) == value; });
+  }
+  return !(setting.has_minimum() && value < setting.minimum()) &&
+         !(setting.has_maximum() && value > setting.maximum()) &&
+         !(setting.has_above() && value <= setting.above()) &&
+         !(setting.has_below() && value >= setting.below());
+}
+
+void require_present(const SettingField& field) {
+  std::string hint = "set it in the file or with --set " + field.path + "=...";
+  if (field.section->name() == "model") {
+    hint += ", or take a shape by model.preset:";
+    for (const ModelPreset& preset : model_presets()) hint += fmt::format(" {}", preset.name);
+  }
+  throw Error(ExitCode::kUsage, field.path + " is not set and has no default", {}, hint);
+}
+
+// The rules, each with its statement in the table below.
+
+Violation kv_heads_divide_heads(const proto::RunConfig& config) {
+  const auto& model = config.model();
+  if (model.kv_heads() == 0 || model.heads() % model.kv_heads() == 0) return {};
+  return fmt::format("model.heads ({}) must be a multiple of model.kv_heads ({})", model.heads(),
+                     model.kv_heads());
+}
+
+Violation heads_divide_hidden_size(const proto::RunConfig& config) {
+  const auto& model = config.model();
+  if (model.head_dim() != 0 || model.hidden_size() % model.heads() == 0) return {};
+  return fmt::format(
+      "model.hidden_size ({}) must be a multiple of model.heads ({}) where model.head_dim is 0",
+      model.hidden_size(), model.heads());
+}
+
+Violation head_dim_is_even(const proto::RunConfig& config) {
+  const auto& model = config.model();
+  if (model.head_dim() != 0) {
+    if (model.head_dim() % 2 == 0) return {};
+    return fmt::format("model.head_dim ({}) must be even: rotary embedding turns pairs",
+                       model.head_dim());
+  }
+  const int64_t head_dim = model.hidden_size() / model.heads();
+  if (head_dim % 2 == 0) return {};
+  return fmt::format(
+      "model.hidden_size ({}) / model.heads ({}) is {} and must be even: rotary embedding turns "
+      "pairs",
+      model.hidden_size(), model.heads(), head_dim);
+}
+
+Violation micro_batch_divides_global_batch(const proto::RunConfig& config) {
+  const auto& train = config.train();
+  if (train.global_batch() % train.micro_batch() == 0) return {};
+  return fmt::format("train.global_batch ({}) must be a multiple of train.micro_batch ({})",
+                     train.global_batch(), train.micro_batch());
+}
+
+Violation micro_batch_is_addressable(const proto::RunConfig& config) {
+  const auto& train = config.train();
+  if (train.micro_batch() * train.sequence_length() <= kLargestMicroBatchTokens) return {};
+  return fmt::format(
+      "train.micro_batch ({}) x train.sequence_length ({}) must be at most {} tokens",
+      train.micro_batch(), train.sequence_length(), kLargestMicroBatchTokens);
+}
+
+Violation run_is_countable(const proto::RunConfig& config) {
+  const auto& train = config.train();
+  const double tokens = static_cast<double>(train.steps()) *
+                        static_cast<double>(train.global_batch()) *
+                        static_cast<double>(train.sequence_length());
+  if (tokens <= kLargestRunTokens) return {};
+  return fmt::format(
+      "train.steps ({}) x train.global_batch ({}) x train.sequence_length ({}) must be at most {} "
+      "tokens",
+      train.steps(), train.global_batch(), train.sequence_length(), kLargestRunTokens);
+}
+
+Violation warmup_fits(const proto::RunConfig& config) {
+  const int64_t warmup = config.schedule().warmup_steps();
+  if (warmup <= config.train().steps()) return {};
+  return fmt::format("schedule.warmup_steps ({}) must be at most train.steps ({})", warmup,
+                     config.train().steps());
+}
+
+Violation decay_fits(const proto::RunConfig& config) {
+  const auto& schedule = config.schedule();
+  if (schedule.kind() != proto::ScheduleKind::WSD) return {};
+  const auto steps = static_cast<double>(config.train().steps());
+  const double warmup = static_cast<double>(schedule.warmup_steps());
+  if (warmup + std::floor(schedule.decay_fraction() * steps) <= steps) return {};
+  return fmt::format(
+      "schedule.warmup_steps ({}) and schedule.decay_fraction ({}) of train.steps ({}) overlap in "
+      "schedule.kind WSD",
+      schedule.warmup_steps(), schedule.decay_fraction(), config.train().steps());
+}
+
+Violation decay_shrinks(const proto::RunConfig& config) {
+  const auto& optimizer = config.optimizer();
+  if (optimizer.learning_rate() * optimizer.weight_decay() < 1) return {};
+  return fmt::format(
+      "optimizer.learning_rate ({}) x optimizer.weight_decay ({}) must be below 1: a step would "
+      "turn weights around",
+      optimizer.learning_rate(), optimizer.weight_decay());
+}
+
+Violation fp32_model_has_fp32_state(const proto::RunConfig& config) {
+  if (config.model().dtype() != proto::WeightType::FP32 ||
+      config.optimizer().state() == proto::OptimizerState::FP32) {
+    return {};
+  }
+  return "model.dtype FP32 needs optimizer.state FP32: the conformance reference stores nothing in "
+         "fewer bits";
+}
+
+Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
+  const int bits = config.optimizer().master_weight_bits();
+  if (config.model().dtype() != proto::WeightType::FP32 || bits == 32) return {};
+  return fmt::format(
+      "model.dtype FP32 needs optimizer.master_weight_bits 32 (or unset), not {}: the weight is "
+      "its own master",
+      bits);
+}
+
+constexpr std::array kRules = {
+    FieldRule{"`model.heads` is a multiple of `model.kv_heads`.", kv_heads_divide_heads},
+    FieldRule{"`model.hidden_size` is a multiple of `model.heads` where `model.head_dim` is 0.",
+              heads_divide_hidden_size},
+    FieldRule{"The width of a head, given or `model.hidden_size` / `model.heads`, is even.",
+              head_dim_is_even},
+    FieldRule{"`train.global_batch` is a multiple of `train.micro_batch`.",
+              micro_batch_divides_global_batch},
+    FieldRule{"`train.micro_batch` x `train.sequence_length` is at most 2^26 tokens.",
+              micro_batch_is_addressable},
+    FieldRule{"`train.steps` x `train.global_batch` x `train.sequence_length` is at most 1e15 "
+              "tokens.",
+              run_is_countable},
+    FieldRule{"`schedule.warmup_steps` is at most `train.steps`.", warmup_fits},
+    FieldRule{"With `schedule.kind` WSD, warm-up and decay (`schedule.decay_fraction` of "
+              "`train.steps`) do not overlap.",
+              decay_fits},
+    FieldRule{"`optimizer.learning_rate` x `optimizer.weight_decay` is below 1.", decay_shrinks},
+    FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32.", fp32_model_has_fp32_state},
+    FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
+              "default.",
+              fp32_model_has_no_split_weight},
+};
+
+}  // namespace
+
+std::span<const FieldRule> field_rules() { return kRules; }
+
+void require_ranges(const proto::RunConfig& config, const Origins& origins) {
+  for (const SettingField& field : setting_fields()) {
+    if (!is_set(config, field)) {
+      if (field.setting().required()) require_present(field);
+      continue;
+    }
+    const auto origin = origins.find(field.path);
+    const std::string where = origin == origins.end() ? "" : origin->second;
+    const auto& section = section_of(config, field);
+    const auto number = numeric_value(section, *field.field);
+    if (number && !in_range(*number, field.setting())) {
+      throw Error(ExitCode::kUsage,
+                  fmt::format("{} is {}, allowed: {}", field.path, value_text(config, field),
+                              allowed_values(*field.field)),
+                  where);
+    }
+    if (field.field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
+      const std::string text = section.GetReflection()->GetString(section, field.field);
+      if (text.empty() && field.setting().required()) {
+        throw Error(ExitCode::kUsage, field.path + " is empty", where);
+      }
+      require_text(text, where.empty() ? field.path : field.path + ", " + where, false);
+    }
+  }
+}
+
+void require_rules(const proto::RunConfig& config, const std::string& source) {
+  for (const FieldRule& rule : kRules) {
+    if (const auto violation = rule.violation(config)) {
+      throw Error(ExitCode::kUsage, *violation, source);
+    }
+  }
+}
+
+}  // namespace flashshard::config

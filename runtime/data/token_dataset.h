@@ -1,0 +1,46 @@
+// One split of a prepared folder, read as one long text: shards are mapped, and a read may cross
+// their boundaries.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/data/dataset_manifest.h"
+#include "runtime/data/token_shard.h"
+
+namespace flashshard::data {
+
+/// Immutable; members may be called from several threads at once.
+class TokenDataset {
+ public:
+  /// Maps every shard of the split and compares it with dataset.json.
+  /// Throws Error(kBadData): see read_manifest and TokenShard; also when the split is empty.
+  static TokenDataset open(const std::filesystem::path& folder, Split split,
+                           PayloadCheck check = PayloadCheck::kHash);
+
+  int64_t token_count() const { return starts_.back(); }
+  int32_t vocab_size() const { return static_cast<int32_t>(manifest_.vocab_size); }
+  const DatasetManifest& manifest() const { return manifest_; }
+  const std::filesystem::path& folder() const { return folder_; }
+  Split split() const { return split_; }
+
+  /// Tokens [position, position + out.size()) of the split.
+  /// Throws Error(kBadData): an id beyond the vocabulary (shard and position named), a shard
+  /// truncated while in use. Throws Error(kInternal) for a range outside the split.
+  void read(int64_t position, std::span<int32_t> out) const;
+
+ private:
+  TokenDataset(std::filesystem::path folder, Split split, DatasetManifest manifest);
+
+  std::filesystem::path folder_;
+  Split split_;
+  DatasetManifest manifest_;
+  std::vector<TokenShard> shards_;
+  std::vector<int64_t>
+      starts_;  // (shards + 1): position of each shard's first token, then the token count
+};
+
+}  // namespace flashshard::data

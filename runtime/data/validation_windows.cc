@@ -1,0 +1,77 @@
+#include "runtime/data/validation_windows.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/error.h"
+
+namespace flashshard::data {
+
+ValidationWindows::ValidationWindows(const TokenDataset& dataset, const Options& options)
+    : dataset_(dataset), options_(options) {
+  const int64_t length = options.sequence_length;
+  if (length < 1 || options.most_sequences < 0) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("validation windows of {} tokens, at most {} of them", length,
+                            options.most_sequences),
+                "ValidationWindows");
+  }
+  if (dataset.token_count() < 2) {
+    throw Error(ExitCode::kBadData, "one token alone cannot be validated on",
+                dataset.folder().string(), "prepare it with a larger validation fraction");
+  }
+  windows_ = (dataset.token_count() - 2) / length + 1;
+  selected_ = options.most_sequences == 0 ? windows_ : std::min(options.most_sequences, windows_);
+}
+
+int64_t ValidationWindows::window(int64_t sequence) const {
+  // floor(sequence * windows / selected), with no product that could overflow.
+  const int64_t stride = windows_ / selected_;
+  const int64_t rest = windows_ % selected_;
+  return sequence * stride + sequence * rest / selected_;
+}
+
+int64_t ValidationWindows::targets_in(int64_t sequence) const {
+  const int64_t first = window(sequence) * options_.sequence_length;
+  return std::min(options_.sequence_length, dataset_.token_count() - 1 - first);
+}
+
+int64_t ValidationWindows::target_count() const {
+  // Only the split's last window can be short, and only the last one selected can be it.
+  return (selected_ - 1) * options_.sequence_length + targets_in(selected_ - 1);
+}
+
+int64_t ValidationWindows::fill_row(int64_t sequence, std::span<int32_t> inputs,
+                                    std::span<int32_t> targets) const {
+  int64_t held = 0;
+  if (sequence < selected_) {
+    held = targets_in(sequence);
+    std::vector<int32_t> tokens(static_cast<size_t>(held) + 1);
+    dataset_.read(window(sequence) * options_.sequence_length, tokens);
+    std::copy(tokens.begin(), tokens.end() - 1, inputs.begin());
+    std::copy(tokens.begin() + 1, tokens.end(), targets.begin());
+  }
+  std::fill(inputs.begin() + held, inputs.end(), kPaddingInput);
+  std::fill(targets.begin() + held, targets.end(), kMaskedTarget);
+  return held;
+}
+
+int64_t ValidationWindows::fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
+                                std::span<int32_t> targets) const {
+  const auto length = static_cast<size_t>(options_.sequence_length);
+  if (first_sequence < 0 || count < 0 || inputs.size() != static_cast<size_t>(count) * length ||
+      targets.size() != inputs.size()) {
+    throw Error(ExitCode::kInternal, "buffers do not fit the windows asked for",
+                "ValidationWindows::fill");
+  }
+  int64_t held = 0;
+  for (int64_t row = 0; row < count; ++row) {
+    const size_t at = static_cast<size_t>(row) * length;
+    held += fill_row(first_sequence + row, inputs.subspan(at, length), targets.subspan(at, length));
+  }
+  return held;
+}
+
+}  // namespace flashshard::data

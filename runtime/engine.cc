@@ -1,0 +1,147 @@
+#include "runtime/engine.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "runtime/metrics/process_memory.h"
+
+namespace flashshard {
+namespace {
+
+DType model_dtype(const proto::RunConfig& config) {
+  return config.model().dtype() == proto::WeightType::FP32 ? DType::kFP32 : DType::kBF16;
+}
+
+WeightFormat weight_format(const proto::RunConfig& config) {
+  if (model_dtype(config) == DType::kFP32) return WeightFormat::kFP32;
+  switch (config.optimizer().master_weight_bits()) {
+    case 32:
+      return WeightFormat::kSplit32;
+    case 24:
+      return WeightFormat::kSplit24;
+    default:
+      return WeightFormat::kBF16;
+  }
+}
+
+AdamWOptions adamw_options(const proto::RunConfig& config) {
+  const proto::OptimizerSection& o = config.optimizer();
+  AdamWOptions options;
+  options.hyper = {o.beta1(), o.beta2(), o.epsilon()};
+  options.weight_decay = o.weight_decay();
+  options.weight_format = weight_format(config);
+  options.state_format = o.state() == proto::OptimizerState::FP32 ? StateFormat::kFP32 : StateFormat::kCompanded;
+  options.rounding =
+      o.rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest : Rounding::kStochastic;
+  options.seed = config.run().seed();
+  return options;
+}
+
+ShardLayout make_layout(const UpdateRule& rule, const std::vector<ParameterSpec>& parameters,
+                        int world_size) {
+  std::vector<int64_t> units;
+  units.reserve(parameters.size());
+  for (const ParameterSpec& parameter : parameters) units.push_back(unit_rows_of(rule, parameter));
+  return ShardLayout(parameters, std::move(units), world_size);
+}
+
+}  // namespace
+
+LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_size) {
+  const proto::ModelSection& m = config.model();
+  LlamaOptions options;
+  options.vocab_size = m.vocab_size() > 0 ? m.vocab_size() : data_vocab_size;
+  if (data_vocab_size > options.vocab_size) {
+    throw Error(ExitCode::kUsage,
+                "the data's vocabulary of " + std::to_string(data_vocab_size) +
+                    " tokens does not fit the model's " + std::to_string(options.vocab_size),
+                "model.vocab_size", "set it to 0 to take the data's");
+  }
+  options.hidden_size = m.hidden_size();
+  options.layers = static_cast<int>(m.layers());
+  options.heads = static_cast<int>(m.heads());
+  options.kv_heads = static_cast<int>(m.kv_heads() > 0 ? m.kv_heads() : m.heads());
+  options.head_dim = static_cast<int>(m.head_dim() > 0 ? m.head_dim() : m.hidden_size() / m.heads());
+  options.feed_forward_size = m.feed_forward_size();
+  options.rope_theta = m.rope_theta();
+  options.norm_epsilon = m.norm_epsilon();
+  options.tied_embeddings = m.tied_embeddings();
+  options.init_std = m.init_std();
+  options.dtype = model_dtype(config);
+  validate(options);
+  return options;
+}
+
+bool accumulates(const proto::RunConfig& config, int world_size) {
+  return config.train().global_batch() / config.train().micro_batch() > world_size;
+}
+
+int threads_of(const proto::RunConfig& config, const Communicator& communicator) {
+  if (config.run().threads() > 0) return config.run().threads();
+  int on_this_host = 0;
+  for (int r = 0; r < communicator.world_size(); ++r) {
+    on_this_host += communicator.host(r) == communicator.host(communicator.rank()) ? 1 : 0;
+  }
+  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  return std::max(1, cores / on_this_host);
+}
+
+Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
+    : resident_before_(metrics::read_process_memory().resident),
+      backend_(make_cpu_backend({threads_of(config, communicator)})),
+      ledger_(std::make_unique<MemoryLedger>(*backend_)),
+      model_options_(llama_options(config, data_vocab_size)),
+      accumulates_(accumulates(config, communicator.world_size())) {
+  const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
+                              ActivationUse::kTraining};
+  model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
+  rule_ = make_adamw_rule(*backend_, adamw_options(config));
+  layout_ = std::make_unique<ShardLayout>(
+      make_layout(*rule_, model_->parameters(), communicator.world_size()));
+  state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),
+                                          model_options_.dtype);
+  // Several micro-batches of a rank are summed in fp32; a single one needs no more than its own type.
+  const DType gradient = accumulates_ ? DType::kFP32 : model_options_.dtype;
+  allocate_gradients(gradient);
+  std::vector<Tensor> weights;
+  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
+  model_->bind(weights, gradients_);
+
+  ShardedOptimizerOptions options;
+  options.bucket_bytes = config.parallelism().bucket_bytes();
+  options.clip_norm = config.optimizer().clip_norm();
+  options.wire = model_options_.dtype;
+  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, gradients_,
+                                                  *rule_, options);
+  predicted_ = predict(config, communicator.rank(), gradient, shape);
+}
+
+void Engine::allocate_gradients(DType dtype) {
+  const MemoryClass memory_class = accumulates_ && model_options_.dtype == DType::kBF16
+                                       ? MemoryClass::kAccumulator
+                                       : MemoryClass::kGradients;
+  for (const ParameterSpec& parameter : layout_->parameters()) {
+    gradients_.push_back(ledger_->tensor(memory_class, dtype, {parameter.rows, parameter.cols}));
+  }
+}
+
+MemoryTable Engine::predict(const proto::RunConfig& config, int rank, DType gradient,
+                            const ActivationShape& shape) const {
+  LedgerInputs inputs;
+  inputs.weight_dtype = model_options_.dtype;
+  inputs.gradient_dtype = gradient;
+  inputs.wire = model_options_.dtype;
+  inputs.bucket_bytes = config.parallelism().bucket_bytes();
+  inputs.activation_bytes = activation_bytes(model_options_, shape);
+  inputs.other_bytes = llama_other_bytes(*backend_, model_options_, shape);
+  return predict_memory(*layout_, *rule_, rank, inputs);
+}
+
+void Engine::initialize(uint64_t seed) {
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
+    flashshard::initialize(model_->initialization(tensor), seed, tensor,
+                           rows.first * layout_->parameter(tensor).cols, out);
+  });
+}
+
+}  // namespace flashshard

@@ -1,0 +1,73 @@
+// What holds a rank's memory in a run: backend, ledger, model, sharded state and optimizer, made from a configuration.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "optim/ledger.h"
+#include "optim/memory.h"
+#include "optim/shard_layout.h"
+#include "optim/sharded_optimizer.h"
+#include "optim/sharded_state.h"
+#include "proto/run.pb.h"
+#include "runtime/model/llama.h"
+
+namespace flashshard {
+
+/// The model's options of a resolved configuration; `data_vocab_size` stands in for model.vocab_size 0. Throws Error(kUsage).
+LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_size);
+
+/// Some rank sums several micro-batches of a step locally: their M = global_batch / micro_batch exceed the ranks.
+bool accumulates(const proto::RunConfig& config, int world_size);
+
+/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least one).
+int threads_of(const proto::RunConfig& config, const Communicator& communicator);
+
+class Engine {
+ public:
+  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage, kOutOfSpace).
+  Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
+
+  Backend& backend() { return *backend_; }
+  Model& model() { return *model_; }
+  const LlamaOptions& model_options() const { return model_options_; }
+  ShardedState& state() { return *state_; }
+  ShardedOptimizer& optimizer() { return *optimizer_; }
+  const ShardLayout& layout() const { return *layout_; }
+  int64_t parameters() const { return llama_parameter_count(model_options_); }
+
+  const MemoryTable& tagged() const { return ledger_->tagged(); }
+  const MemoryTable& predicted() const { return predicted_; }
+  /// Resident bytes before the first arena: what growth is measured from.
+  int64_t resident_before() const { return resident_before_; }
+
+  /// Draws fresh weights, the same at any world size.
+  void initialize(uint64_t seed);
+  /// Forward and backward of one micro-batch; the weights' gradients are added to when it is not the step's first.
+  LossResult forward_backward(const MicroBatchView& batch, const LayerHooks& hooks, bool first) {
+    return model_->forward_backward(batch, hooks, !first);
+  }
+
+ private:
+  void allocate_gradients(DType dtype);
+  MemoryTable predict(const proto::RunConfig& config, int rank, DType gradient,
+                      const ActivationShape& shape) const;
+
+  int64_t resident_before_ = 0;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<MemoryLedger> ledger_;
+  LlamaOptions model_options_;
+  bool accumulates_;
+  std::unique_ptr<Llama> model_;
+  std::unique_ptr<UpdateRule> rule_;
+  std::unique_ptr<ShardLayout> layout_;
+  std::unique_ptr<ShardedState> state_;
+  std::vector<Tensor> gradients_;
+  std::unique_ptr<ShardedOptimizer> optimizer_;
+  MemoryTable predicted_;
+};
+
+}  // namespace flashshard
