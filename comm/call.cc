@@ -98,17 +98,17 @@ void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int wo
 
 void check_own_slice(const ByteRange& send, const ByteRange& receive) {
   if (send.size != receive.size) {
-    throw Error(ExitCode::kInternal,
-                fmt::format("a rank sends {} bytes to itself and expects {}", send.size,
-                            receive.size),
-                "all_to_all");
+    throw Error(
+        ExitCode::kInternal,
+        fmt::format("a rank sends {} bytes to itself and expects {}", send.size, receive.size),
+        "all_to_all");
   }
 }
 
 void check_root(int root, int world_size) {
   if (root < 0 || root >= world_size) {
-    throw Error(ExitCode::kInternal,
-                fmt::format("root {} is not a rank of {}", root, world_size), "broadcast");
+    throw Error(ExitCode::kInternal, fmt::format("root {} is not a rank of {}", root, world_size),
+                "broadcast");
   }
 }
 

@@ -1,4 +1,5 @@
-// One call of a verb: its signature for error messages, and the checks of its arguments that all transports share.
+// One call of a verb: its signature for error messages, and the checks of its arguments that all
+// transports share.
 #pragma once
 
 #include <cstddef>
@@ -19,11 +20,13 @@ struct CallSignature {
   Verb verb = Verb::kBarrier;
   ReduceOp op = ReduceOp::kSum;  // all_reduce
   int32_t root = 0;              // broadcast
-  uint64_t bytes = 0;            // all_gather: of all ranks; all_reduce, broadcast; 0 for all_to_all, where ranks differ
+  uint64_t bytes =
+      0;  // all_gather: of all ranks; all_reduce, broadcast; 0 for all_to_all, where ranks differ
   bool operator==(const CallSignature&) const = default;
 };
 
-/// A distinct small number for each verb and reduction: the part of a message tag that keeps different calls apart.
+/// A distinct small number for each verb and reduction: the part of a message tag that keeps
+/// different calls apart.
 constexpr int kSignatureCodes = 7;
 int code_of(const CallSignature& signature);
 /// Name of a code without sizes: "all_reduce(sum)".
@@ -32,13 +35,15 @@ std::string_view name_of_code(int code);
 /// "all_reduce(sum, 10 values)", "broadcast(64 bytes from rank 0)", "barrier".
 std::string describe(const CallSignature& signature);
 
-/// "rank 1 (node7), rank 3 (node9)", at most eight of them. `hosts` by rank; an empty name is left out.
+/// "rank 1 (node7), rank 3 (node9)", at most eight of them. `hosts` by rank; an empty name is left
+/// out.
 std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts);
 
 /// "2.5 s".
 std::string format_seconds(double seconds);
 
-/// Argument checks: one range per rank, all inside the buffer. Throw Error(kInternal): a wrong call is a bug of the caller.
+/// Argument checks: one range per rank, all inside the buffer. Throw Error(kInternal): a wrong call
+/// is a bug of the caller.
 void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int world_size,
                   std::string_view where);
 void check_own_slice(const ByteRange& send, const ByteRange& receive);

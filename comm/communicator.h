@@ -1,8 +1,10 @@
-// Bytes between ranks. A Communicator is a set of ranks and few verbs, each asynchronous: a call returns a Pending,
-// wait() finishes it under a deadline and names the ranks that are late. It knows no formula and no model.
+// Bytes between ranks. A Communicator is a set of ranks and few verbs, each asynchronous: a call
+// returns a Pending, wait() finishes it under a deadline and names the ranks that are late. It
+// knows no formula and no model.
 //
-// Transports: MPI (comm/mpi.h) and threads of one process (comm/threads.h), for tests. Every rank calls the same verbs in
-// the same order with matching sizes. Buffers must stay untouched until wait() returns.
+// Transports: MPI (comm/mpi.h) and threads of one process (comm/threads.h), for tests. Every rank
+// calls the same verbs in the same order with matching sizes. Buffers must stay untouched until
+// wait() returns.
 #pragma once
 
 #include <chrono>
@@ -25,7 +27,8 @@ struct ByteRange {
 
 enum class ReduceOp : uint8_t { kSum, kMax, kMin };
 
-/// Communication failed: a deadline passed, a peer is gone, or the communicator was aborted. Exit code 6.
+/// Communication failed: a deadline passed, a peer is gone, or the communicator was aborted. Exit
+/// code 6.
 class CommunicationError : public Error {
  public:
   CommunicationError(const std::string& what, const std::string& where, const std::string& hint,
@@ -54,7 +57,8 @@ class Communicator {
   /// Seconds that any wait may take before CommunicationError; applies to calls made afterwards.
   virtual void set_deadline(std::chrono::duration<double> deadline) = 0;
 
-  // send_ranges[p]: what goes to rank p, out of `send`; receive_ranges[p]: where rank p's bytes go in `receive`.
+  // send_ranges[p]: what goes to rank p, out of `send`; receive_ranges[p]: where rank p's bytes go
+  // in `receive`.
   [[nodiscard]] virtual Pending all_to_all(std::span<const std::byte> send,
                                            std::span<const ByteRange> send_ranges,
                                            std::span<std::byte> receive,
@@ -66,8 +70,9 @@ class Communicator {
   [[nodiscard]] virtual Pending broadcast(std::span<std::byte> buffer, int root) = 0;
   [[nodiscard]] virtual Pending barrier() = 0;
 
-  /// Tells the peers that this rank will not go on, and ends what they wait for where the transport can:
-  /// threads: their waits throw; MPI: MPI_Abort(code), itself under a deadline, then _exit(code).
+  /// Tells the peers that this rank will not go on, and ends what they wait for where the transport
+  /// can: threads: their waits throw; MPI: MPI_Abort(code), itself under a deadline, then
+  /// _exit(code).
   virtual void abort(ExitCode code) noexcept = 0;
 
  protected:
@@ -80,7 +85,8 @@ class Pending {
   class Operation {
    public:
     virtual ~Operation() = default;
-    /// Returns when the operation is complete, or throws CommunicationError. `what` names it for people.
+    /// Returns when the operation is complete, or throws CommunicationError. `what` names it for
+    /// people.
     virtual void wait(std::string_view what) = 0;
     /// Makes progress without blocking; true when complete.
     virtual bool test() = 0;

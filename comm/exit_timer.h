@@ -11,7 +11,8 @@
 
 namespace flashshard {
 
-/// From construction to destruction: when `limit` passes first, writes `line` to stderr and ends the process by _exit(code).
+/// From construction to destruction: when `limit` passes first, writes `line` to stderr and ends
+/// the process by _exit(code).
 class ExitTimer {
  public:
   ExitTimer(std::chrono::duration<double> limit, ExitCode code, std::string line);

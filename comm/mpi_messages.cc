@@ -30,6 +30,13 @@ std::string words_of(int code) {
   return {text.data(), static_cast<size_t>(length)};
 }
 
+[[noreturn]] void refuse_size(int peer, int expected_bytes, std::string_view sent) {
+  throw CommunicationError(
+      fmt::format("the ranks' sizes do not match: rank {} sends {} where {} bytes are expected",
+                  peer, sent, expected_bytes),
+      "", "", {peer});
+}
+
 }  // namespace
 
 void check_mpi(int code, std::string_view where) {
@@ -41,7 +48,8 @@ MpiMessages::~MpiMessages() {
   if (in_flight_ == 0) return;
   for (size_t i = 0; i < requests_.size(); ++i) {
     if (requests_[i] == MPI_REQUEST_NULL || messages_[i].peer < 0) continue;
-    // A receive must not write into memory that its owner is about to free; MPI cannot withdraw a send.
+    // A receive must not write into memory that its owner is about to free; MPI cannot withdraw a
+    // send.
     if (messages_[i].is_receive) MPI_Cancel(&requests_[i]);
     MPI_Request_free(&requests_[i]);
   }
@@ -85,23 +93,19 @@ bool MpiMessages::advance() {
     const auto slot = static_cast<size_t>(i);
     const Message& message = messages_[static_cast<size_t>(finished_[slot])];
     --in_flight_;
-    if (code == MPI_ERR_IN_STATUS && statuses_[slot].MPI_ERROR != MPI_ERR_TRUNCATE) {
-      check_mpi(statuses_[slot].MPI_ERROR, fmt::format("message with rank {}", message.peer));
-    }
+    const int error = code == MPI_ERR_IN_STATUS ? statuses_[slot].MPI_ERROR : MPI_SUCCESS;
+    if (error == MPI_ERR_TRUNCATE) refuse_size(message.peer, message.bytes, "more");
+    check_mpi(error, fmt::format("message with rank {}", message.peer));
     if (message.is_receive) check(message, statuses_[slot]);
   }
   return in_flight_ == 0;
 }
 
-void MpiMessages::check(const Message& message, const MPI_Status& status) const {
+void MpiMessages::check(const Message& message, const MPI_Status& status) {
   int received = 0;
   check_mpi(MPI_Get_count(&status, MPI_BYTE, &received), "MPI_Get_count");
-  if (received == message.bytes) return;
-  throw CommunicationError(
-      fmt::format("the ranks' sizes do not match: rank {} sends {} bytes, {} were expected",
-                  message.peer, received, message.bytes),
-      "", "every rank must make the same calls in the same order with matching sizes",
-      {message.peer});
+  if (received != message.bytes)
+    refuse_size(message.peer, message.bytes, fmt::format("{} bytes", received));
 }
 
 bool MpiMessages::received_from(int peer) const {

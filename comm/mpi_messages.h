@@ -26,13 +26,15 @@ class MpiMessages {
   MpiMessages(const MpiMessages&) = delete;
   MpiMessages& operator=(const MpiMessages&) = delete;
 
-  // More bytes than the limit go in pieces; none at all go too: an empty message says that its sender has arrived.
+  // More bytes than the limit go in pieces; none at all go too: an empty message says that its
+  // sender has arrived.
   void send(int peer, const std::byte* data, size_t bytes);
   void receive(int peer, std::byte* data, size_t bytes);
   /// Takes over a request that MPI gave for something else than a message.
   void adopt(MPI_Request request);
 
-  /// Makes progress; true when nothing is in flight. Throws CommunicationError on an MPI error or a size that does not fit.
+  /// Makes progress; true when nothing is in flight. Throws CommunicationError on an MPI error or a
+  /// size that does not fit.
   bool advance();
   size_t in_flight() const { return in_flight_; }
   /// Whether every byte of `peer` has come.
@@ -48,7 +50,7 @@ class MpiMessages {
   };
 
   void track(const Message& message, MPI_Request request);
-  void check(const Message& message, const MPI_Status& status) const;
+  static void check(const Message& message, const MPI_Status& status);
   std::vector<int> unfinished_peers(bool receives) const;
 
   Route route_;

@@ -10,7 +10,8 @@ namespace flashshard {
 namespace {
 
 constexpr std::string_view kLateHint =
-    "it is stopped, busy or gone: see its log and status file; run.deadline_seconds gives it more time";
+    "it is stopped, busy or gone: see its log and status file; run.deadline_seconds gives it more "
+    "time";
 
 /// Ranks other than the own one whose answer satisfies `predicate`.
 template <class Predicate>
@@ -41,8 +42,9 @@ std::string position(const Attendance& attendance) {
 }
 
 Diagnosis absent_ranks(const RollCall& roll_call, const std::vector<int>& absent) {
-  // A rank whose bytes have come was in this call: it is absent because it went on. Where an absent one owes bytes, that one is
-  // to blame; where none does, the ranks awaited are themselves waiting for an absent one.
+  // A rank whose bytes have come was in this call: it is absent because it went on. Where an absent
+  // one owes bytes, that one is to blame; where none does, the ranks awaited are themselves waiting
+  // for an absent one.
   std::vector<int> late;
   std::ranges::set_intersection(absent, roll_call.awaited, std::back_inserter(late));
   if (late.empty()) late = absent;
@@ -53,21 +55,22 @@ Diagnosis absent_ranks(const RollCall& roll_call, const std::vector<int>& absent
 
 Diagnosis failed_ranks(const RollCall& roll_call, const std::vector<int>& failed) {
   const Attendance& first = answer_of(roll_call, failed.front());
-  return {fmt::format("{} reports: {}",
-                      name_ranks(std::span(failed).first(1), roll_call.hosts), first.reason_text()),
+  return {fmt::format("{} reports: {}", name_ranks(std::span(failed).first(1), roll_call.hosts),
+                      first.reason_text()),
           {},
           failed};
 }
 
 Diagnosis different_calls(const RollCall& roll_call, const std::vector<int>& different) {
   const Attendance& first = answer_of(roll_call, different.front());
-  return {fmt::format("the ranks' calls do not match: rank {} waits in {}, {} in {}", roll_call.rank,
-                      position(roll_call.own),
+  return {fmt::format("the ranks' calls do not match: rank {} waits in {}, {} in {}",
+                      roll_call.rank, position(roll_call.own),
                       name_ranks(std::span(different).first(1), roll_call.hosts), position(first)),
           "every rank must make the same calls in the same order with matching sizes", different};
 }
 
-/// All ranks wait in the same call. Who came in the second half of the longest wait is late; if nobody did, the bytes are slow.
+/// All ranks wait in the same call. Who came in the second half of the longest wait is late; if
+/// nobody did, the bytes are slow.
 Diagnosis late_or_slow(const RollCall& roll_call) {
   const double longest = longest_wait(roll_call);
   const auto came_late = [&](const Attendance& a) { return a.waited_seconds < longest / 2; };
@@ -82,11 +85,12 @@ Diagnosis late_or_slow(const RollCall& roll_call) {
             std::string(kLateHint), late};
   }
   std::vector<int> awaited(roll_call.awaited.begin(), roll_call.awaited.end());
-  return {fmt::format("bytes of {} did not come within {}, though every rank waits in {}",
-                      awaited.empty() ? "no rank" : name_ranks(awaited, roll_call.hosts),
-                      format_seconds(longest_wait(roll_call)), describe(roll_call.own.signature)),
-          "the network lost or delays messages, or run.deadline_seconds is shorter than the transfer",
-          awaited};
+  return {
+      fmt::format("bytes of {} did not come within {}, though every rank waits in {}",
+                  awaited.empty() ? "no rank" : name_ranks(awaited, roll_call.hosts),
+                  format_seconds(longest_wait(roll_call)), describe(roll_call.own.signature)),
+      "the network lost or delays messages, or run.deadline_seconds is shorter than the transfer",
+      awaited};
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Who is late? When a deadline passes, every waiting rank tells the others where it stands and hears the same from them for a
-// grace time; a rank that does not answer is stopped, busy or gone. This file judges the answers; a transport carries them.
+// Who is late? When a deadline passes, every waiting rank tells the others where it stands and
+// hears the same from them for a grace time; a rank that does not answer is stopped, busy or gone.
+// This file judges the answers; a transport carries them.
 #pragma once
 
 #include <array>
@@ -20,8 +21,8 @@ struct Attendance {
   uint64_t call = 0;  // number of the call that it waits in
   CallSignature signature;
   double waited_seconds = 0;
-  int32_t failed = 0;               // 1: it does not wait, it has met an error: `reason`
-  std::array<char, 256> reason{};   // what it waits for, or the error; zero-terminated
+  int32_t failed = 0;              // 1: it does not wait, it has met an error: `reason`
+  std::array<char, 256> reason{};  // what it waits for, or the error; zero-terminated
 
   void set_reason(std::string_view text);
   std::string_view reason_text() const;
@@ -41,8 +42,9 @@ struct Diagnosis {
   std::vector<int> late_ranks;
 };
 
-/// Names the ranks that hold the others up: those that met an error; else those that did not answer; else those that wait in a
-/// different call; else those that arrived late; else those whose bytes are missing.
+/// Names the ranks that hold the others up: those that met an error; else those that did not
+/// answer; else those that wait in a different call; else those that arrived late; else those whose
+/// bytes are missing.
 Diagnosis diagnose(const RollCall& roll_call);
 
 }  // namespace flashshard

@@ -177,7 +177,8 @@ class Hall {
     fail(call, what);
   }
 
-  /// A rank that goes away with a call unfinished takes its buffers with it: nobody may touch them any more.
+  /// A rank that goes away with a call unfinished takes its buffers with it: nobody may touch them
+  /// any more.
   void abandon(int rank, uint64_t call) noexcept {
     const std::lock_guard lock(mutex_);
     const auto meeting = meetings_.find(call);
@@ -323,8 +324,7 @@ class ThreadCommunicator : public Communicator {
     check_ranges(ranges, buffer.size(), world_size_, "all_gather");
     uint64_t bytes = 0;
     for (const ByteRange& range : ranges) bytes += range.size;
-    return start(
-        {{.verb = Verb::kAllGather, .bytes = bytes}, {}, {}, buffer, to_vector(ranges)});
+    return start({{.verb = Verb::kAllGather, .bytes = bytes}, {}, {}, buffer, to_vector(ranges)});
   }
 
   Pending all_reduce(std::span<int64_t> values, ReduceOp op) override {

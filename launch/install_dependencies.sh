@@ -8,7 +8,7 @@ packages=(build-essential cmake ninja-build pkg-config git
   libprotobuf-dev protobuf-compiler
   libopenblas-dev libhwy-dev libxxhash-dev
   libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev
-  bible-kjv-text)
+  bible-kjv)
 for option in "$@"; do
   case "$option" in
     --tests) packages+=(libgtest-dev libgmock-dev python3) ;;

@@ -45,10 +45,19 @@ void BucketPlan::add_layer(int layer, int64_t bucket_elements) {
   close();
 }
 
-int64_t BucketPlan::largest_bucket_elements() const {
-  int64_t largest = 0;
-  for (const Bucket& bucket : buckets_) largest = std::max(largest, bucket.elements);
-  return largest;
+std::array<int64_t, 2> BucketPlan::staging_bytes(int rank, DType wire, DType weight) const {
+  const int64_t world_size = layout_.world_size();
+  std::array<int64_t, 2> bytes = {0, 0};
+  if (world_size == 1) return bytes;
+  const auto wire_bytes = static_cast<int64_t>(size_of(wire));
+  const auto weight_bytes = static_cast<int64_t>(size_of(weight));
+  for (const Bucket& bucket : buckets_) {
+    const int64_t whole = bucket.elements * std::max(wire_bytes, weight_bytes);
+    const int64_t received = (world_size - 1) * elements_of(bucket, rank) * wire_bytes;
+    bytes[0] = std::max(bytes[0], whole);
+    bytes[1] = std::max({bytes[1], whole, received});
+  }
+  return bytes;
 }
 
 RowRange BucketPlan::rows(const BucketSegment& segment, int rank) const {

@@ -1,12 +1,15 @@
-// Buckets: the unit of reduction, update, gather and (later) release. Runs of tensors within one layer, in backward order,
-// closed at `bucket_bytes`. A larger tensor is cut so that bucket j holds the j-th slice of *every* rank's own
-// range: all ranks stay equally busy and ownership is unchanged.
+// Buckets: the unit of reduction, update, gather and (later) release. Runs of tensors within one
+// layer, in backward order, closed at `bucket_bytes`. A larger tensor is cut so that bucket j holds
+// the j-th slice of *every* rank's own range: all ranks stay equally busy and ownership is
+// unchanged.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
 #include "comm/communicator.h"
+#include "kernels/tensor.h"
 #include "optim/shard_layout.h"
 
 namespace flashshard {
@@ -26,13 +29,17 @@ struct Bucket {
 
 class BucketPlan {
  public:
-  /// `bytes_per_element` of what travels (2 for bf16). bucket_bytes > 0. `layout` must outlive the plan.
+  /// `bytes_per_element` of what travels (2 for bf16). bucket_bytes > 0. `layout` must outlive the
+  /// plan.
   BucketPlan(const ShardLayout& layout, int64_t bucket_bytes, int64_t bytes_per_element);
 
   const ShardLayout& layout() const { return layout_; }
   /// In backward order: the last layer's first.
   const std::vector<Bucket>& buckets() const { return buckets_; }
-  int64_t largest_bucket_elements() const;
+  /// Bytes of the two buffers that reductions and gathers on `rank` share. One holds a whole
+  /// bucket; the other a whole bucket or, in a reduction, every other rank's contribution to the
+  /// rank's own slice, whichever is more. Nothing for a rank alone.
+  std::array<int64_t, 2> staging_bytes(int rank, DType wire, DType weight) const;
 
   /// Rows of a segment that `rank` owns.
   RowRange rows(const BucketSegment& segment, int rank) const;

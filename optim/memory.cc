@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 
+#include "kernels/error.h"
+
 namespace flashshard {
 
 std::string_view name_of(MemoryClass memory_class) {
   constexpr std::array<std::string_view, kMemoryClasses> names = {
-      "weights",     "gradients",  "accumulator", "momentum", "variance", "scales",     "correction",
-      "projection", "buckets",    "gathered",    "staging",  "activations", "other"};
+      "weights",    "gradients", "accumulator", "momentum", "variance",    "scales", "correction",
+      "projection", "buckets",   "gathered",    "staging",  "activations", "other"};
   return names[static_cast<size_t>(memory_class)];
 }
 

@@ -1,4 +1,5 @@
-// Where memory comes from: one arena per class, so that a run's memory table is a by-product and not an estimate.
+// Where memory comes from: one arena per class, so that a run's memory table is a by-product and
+// not an estimate.
 #pragma once
 
 #include <array>
@@ -38,8 +39,8 @@ struct MemoryTable {
   int64_t total() const;
 };
 
-/// Owns every allocation of a rank. Memory is zeroed, aligned to 256 bytes and lives until the ledger does:
-/// a run allocates at its start and never in a step.
+/// Owns every allocation of a rank. Memory is zeroed, aligned to 256 bytes and lives until the
+/// ledger does: a run allocates at its start and never in a step.
 class MemoryLedger {
  public:
   explicit MemoryLedger(Backend& backend) : backend_(backend) {}

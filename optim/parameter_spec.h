@@ -1,4 +1,5 @@
-// What the optimizer layer, the checkpoint and the ledger know about a model: a list of these and nothing else.
+// What the optimizer layer, the checkpoint and the ledger know about a model: a list of these and
+// nothing else.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,11 @@ struct ParameterSpec {
   int64_t cols = 1;
   ParameterRole role = ParameterRole::kMatrix;
   bool decay = true;
-  int layer = 0;  // 0: before the first block, 1..L: blocks, L+1: after them. A bucket never crosses a layer.
-  std::vector<ParameterPart> parts;      // empty: the tensor is one matrix
-  std::vector<std::string> tied_names;   // further names under which a model exports the same storage (lm_head)
+  int layer = 0;  // 0: before the first block, 1..L: blocks, L+1: after them. A bucket never
+                  // crosses a layer.
+  std::vector<ParameterPart> parts;  // empty: the tensor is one matrix
+  std::vector<std::string>
+      tied_names;  // further names under which a model exports the same storage (lm_head)
 
   int64_t elements() const { return rows * cols; }
 };

@@ -13,7 +13,8 @@ double Schedule::learning_rate(int64_t step) const {
   // How far the decay has gone at this step: 0 where it begins, 1 at the last step.
   const auto decayed = [&](int64_t begin) {
     const int64_t last = std::max(steps - 1, begin + 1);
-    return std::clamp(static_cast<double>(step - begin) / static_cast<double>(last - begin), 0.0, 1.0);
+    return std::clamp(static_cast<double>(step - begin) / static_cast<double>(last - begin), 0.0,
+                      1.0);
   };
   const double floor = peak * final_fraction;
   // The last step of warm-up is where the decay begins, so that the peak is used once.

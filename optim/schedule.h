@@ -1,4 +1,5 @@
-// Learning rate over the steps of a run: warm-up, then constant, cosine, linear or warm-up-stable-decay (WSD).
+// Learning rate over the steps of a run: warm-up, then constant, cosine, linear or
+// warm-up-stable-decay (WSD).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ struct Schedule {
   double final_fraction = 0.1;  // of the peak, reached at the last step
   double decay_fraction = 0.2;  // WSD: share of all steps in the linear decay at the end
 
-  /// Learning rate of step `step`, 0 <= step < steps. Warm-up is linear and its last step has the peak.
+  /// Learning rate of step `step`, 0 <= step < steps. Warm-up is linear and its last step has the
+  /// peak.
   double learning_rate(int64_t step) const;
 };
 

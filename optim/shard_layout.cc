@@ -21,9 +21,12 @@ int64_t rows_per_unit(std::span<const RowQuantisation> tensors) {
 
 ShardLayout::ShardLayout(std::vector<ParameterSpec> parameters, std::vector<int64_t> unit_rows,
                          int world_size)
-    : parameters_(std::move(parameters)), unit_rows_(std::move(unit_rows)), world_size_(world_size) {
+    : parameters_(std::move(parameters)),
+      unit_rows_(std::move(unit_rows)),
+      world_size_(world_size) {
   if (world_size_ <= 0 || unit_rows_.size() != parameters_.size()) {
-    throw Error(ExitCode::kInternal, "shard layout: one unit size per tensor and a positive world size");
+    throw Error(ExitCode::kInternal,
+                "shard layout: one unit size per tensor and a positive world size");
   }
   for (size_t t = 0; t < parameters_.size(); ++t) {
     if (parameters_[t].rows <= 0 || parameters_[t].cols <= 0 || unit_rows_[t] <= 0) {
@@ -41,8 +44,8 @@ UnitRange ShardLayout::units_of(int tensor, int rank) const {
   const int64_t n = world_size_;
   const int64_t quotient = units(tensor) / n;
   const int64_t remainder = units(tensor) % n;
-  // The rank at distance d behind t (mod N) takes one of the left-over units when d < remainder, so that the
-  // left-overs of successive tensors go to successive ranks.
+  // The rank at distance d behind t (mod N) takes one of the left-over units when d < remainder, so
+  // that the left-overs of successive tensors go to successive ranks.
   const auto has_extra = [&](int64_t r) { return ((r - tensor) % n + n) % n < remainder; };
   // Ranks with an extra unit form a cyclic run [t, t + remainder) mod N; count those below `rank`.
   const int64_t start = tensor % n;

@@ -1,8 +1,9 @@
 // The shard rule: who owns which rows of which tensor, at any world size (docs/sharding.md).
 //
-// A unit is the fewest whole rows such that rows x elements-per-row is a multiple of the quantisation group, for the
-// weight and for every state tensor. The last unit of a tensor may be short. With U units, rank r of tensor t owns
-// U/N + [((r - t) mod N) < U mod N] consecutive units, in rank order. No group and no row is ever cut.
+// A unit is the fewest whole rows such that rows x elements-per-row is a multiple of the
+// quantisation group, for the weight and for every state tensor. The last unit of a tensor may be
+// short. With U units, rank r of tensor t owns U/N + [((r - t) mod N) < U mod N] consecutive units,
+// in rank order. No group and no row is ever cut.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ struct RowRange {
   int64_t count = 0;
 };
 
-/// Rows of one unit: the smallest r > 0 with r * e a multiple of `group` for every (e, group) given.
+/// Rows of one unit: the smallest r > 0 with r * e a multiple of `group` for every (e, group)
+/// given.
 struct RowQuantisation {
   int64_t elements_per_row = 0;
   int64_t group = 1;
@@ -45,7 +47,9 @@ class ShardLayout {
   int64_t units(int tensor) const;
 
   UnitRange units_of(int tensor, int rank) const;
-  RowRange rows_of(int tensor, int rank) const { return rows_of_units(tensor, units_of(tensor, rank)); }
+  RowRange rows_of(int tensor, int rank) const {
+    return rows_of_units(tensor, units_of(tensor, rank));
+  }
   /// Rows of a run of units; the tensor's last unit may be short.
   RowRange rows_of_units(int tensor, UnitRange units) const;
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "comm/fold_reduce.h"
 #include "kernels/numerics/exact_sum.h"
@@ -16,7 +17,8 @@ namespace {
 class Stopwatch {
  public:
   double milliseconds() const {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
+        .count();
   }
 
  private:
@@ -37,11 +39,10 @@ ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& led
       rule_(rule),
       options_(options),
       plan_(state.layout(), options.bucket_bytes, static_cast<int64_t>(size_of(options.wire))) {
-  if (communicator_.world_size() == 1) return;  // nothing travels
-  const size_t widest = std::max(size_of(options.wire), size_of(weight_dtype(state)));
-  staging_bytes_ = static_cast<size_t>(plan_.largest_bucket_elements()) * widest;
-  for (auto& buffer : staging_) {
-    buffer = static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, staging_bytes_));
+  const auto bytes = plan_.staging_bytes(communicator_.rank(), options_.wire, weight_dtype(state));
+  for (size_t i = 0; i < staging_.size(); ++i) {
+    const auto size = static_cast<size_t>(bytes[i]);
+    staging_[i] = {static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, size)), size};
   }
 }
 
@@ -67,6 +68,52 @@ Tensor ShardedOptimizer::own_gradient(const BucketSegment& segment) const {
   return gradients_[static_cast<size_t>(segment.tensor)].row_range(rows.first, rows.count);
 }
 
+// Rank p's rows of every segment, one behind the other, for p = 0, 1, ...: rounded to the wire's
+// type.
+void ShardedOptimizer::pack_gradients(const Bucket& bucket, std::byte* packed) {
+  for (int r = 0; r < communicator_.world_size(); ++r) {
+    for (const BucketSegment& segment : bucket.segments) {
+      const RowRange rows = plan_.rows(segment, r);
+      const Tensor from =
+          gradients_[static_cast<size_t>(segment.tensor)].row_range(rows.first, rows.count);
+      const Tensor to(packed, options_.wire, {from.rows(), from.cols()});
+      if (from.dtype == to.dtype) {
+        backend_.copy(to.data, from.data, from.bytes());
+      } else if (from.elements() > 0) {
+        const void* input = from.data;
+        backend_.fold({to, {&input, 1}, from.dtype});  // a fold over one input only rounds
+      }
+      packed += static_cast<size_t>(rows.count * plan_.layout().parameter(segment.tensor).cols) *
+                size_of(options_.wire);
+    }
+  }
+  backend_.synchronize();
+}
+
+void ShardedOptimizer::reduce(const Bucket& bucket) {
+  std::vector<Tensor> own;
+  for (const BucketSegment& segment : bucket.segments) {
+    if (plan_.rows(segment, communicator_.rank()).count > 0) own.push_back(own_gradient(segment));
+  }
+  if (communicator_.world_size() > 1) {
+    if (communicator_.rank() < contributors_) pack_gradients(bucket, staging_[0].data());
+    const auto slices = plan_.ranges(bucket, static_cast<int64_t>(size_of(options_.wire)));
+    std::vector<int> contributors(static_cast<size_t>(contributors_));
+    std::iota(contributors.begin(), contributors.end(), 0);
+    FoldReduce call;
+    call.packed = staging_[0].first(slices.back().offset + slices.back().size);
+    call.slices = slices;
+    call.staging = staging_[1];
+    call.wire_dtype = options_.wire;
+    call.outputs = own;
+    call.contributors = contributors;
+    FoldReduction reduction(communicator_, backend_);
+    reduction.start(call);
+    reduction.finish(fmt::format("the reduction of the gradients of layer {}", bucket.layer));
+  }
+  backend_.exact_norm({own, limbs_, &nonfinite_groups_});
+}
+
 std::vector<ShardSlice> ShardedOptimizer::own_slices(const Bucket& bucket) const {
   std::vector<ShardSlice> slices;
   for (const BucketSegment& segment : bucket.segments) {
@@ -81,7 +128,8 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   if (next_bucket_ != plan_.buckets().size()) {
     throw Error(ExitCode::kInternal, "optimizer step before every layer was reduced");
   }
-  // One reduction of integers: the sum is exact, so every rank draws the same conclusion from the same bits.
+  // One reduction of integers: the sum is exact, so every rank draws the same conclusion from the
+  // same bits.
   std::array<int64_t, 12> agreed = {};
   std::copy(limbs_.begin(), limbs_.end(), agreed.begin());
   agreed[10] = nonfinite_groups_;
@@ -119,7 +167,7 @@ void ShardedOptimizer::update_and_gather(const Update& update, StepOutcome* outc
     if (in_flight[slot] == nullptr) return;
     const Stopwatch watch;
     gathers[slot].wait("the gather of updated weights");
-    finish_gather(*in_flight[slot], staging_[slot]);
+    finish_gather(*in_flight[slot], staging_[slot].data());
     in_flight[slot] = nullptr;
     outcome->gather_ms += watch.milliseconds();
   };
@@ -132,7 +180,7 @@ void ShardedOptimizer::update_and_gather(const Update& update, StepOutcome* outc
     if (communicator_.world_size() == 1) continue;
     finish(i % 2);
     const Stopwatch start;
-    gathers[i % 2] = start_gather(bucket, staging_[i % 2]);
+    gathers[i % 2] = start_gather(bucket, staging_[i % 2].data());
     in_flight[i % 2] = &bucket;
     outcome->gather_ms += start.milliseconds();
   }
@@ -179,7 +227,8 @@ void ShardedOptimizer::initialize(const InitialValues& values) {
     values(t, rows, host);
     const WeightFormat format = state_.weight_format(t);
     void* correction = correction_bytes(format) > 0 ? slice.states.front() : nullptr;
-    backend_.encode_master({format, host.data(), slice.weight.data, correction, slice.weight.elements()});
+    backend_.encode_master(
+        {format, host.data(), slice.weight.data, correction, slice.weight.elements()});
   }
   backend_.synchronize();
   gather_weights();

@@ -6,7 +6,8 @@
 namespace flashshard {
 namespace {
 
-// States start at a bit pattern of their own (a scale is never zero), written in chunks through a host buffer.
+// States start at a bit pattern of their own (a scale is never zero), written in chunks through a
+// host buffer.
 void fill(Backend& backend, void* memory, DType dtype, uint32_t bits, int64_t count) {
   if (bits == 0 || count == 0) return;  // allocations are zeroed
   const auto width = size_of(dtype);
@@ -17,8 +18,8 @@ void fill(Backend& backend, void* memory, DType dtype, uint32_t bits, int64_t co
   }
   for (int64_t done = 0; done < count; done += chunk) {
     const auto n = static_cast<size_t>(std::min(chunk, count - done));
-    backend.copy(static_cast<std::byte*>(memory) + static_cast<size_t>(done) * width, pattern.data(),
-                 n * width);
+    backend.copy(static_cast<std::byte*>(memory) + static_cast<size_t>(done) * width,
+                 pattern.data(), n * width);
   }
   backend.synchronize();
 }
@@ -79,7 +80,11 @@ std::vector<ShardTensorView> ShardedState::shard_views() const {
     for (size_t s = 0; s < state_specs(t).size(); ++s) {
       const StateTensorSpec& spec = state_specs(t)[s];
       const auto bytes = static_cast<size_t>(spec.elements_for(elements)) * size_of(spec.dtype);
-      views.push_back({t, spec.name, spec.dtype, spec.group, rows,
+      views.push_back({t,
+                       spec.name,
+                       spec.dtype,
+                       spec.group,
+                       rows,
                        {static_cast<std::byte*>(state_at(t, s, 0)), bytes}});
     }
   }

@@ -1,5 +1,5 @@
-// A rank's memory of a model in training: the weights, and this rank's shard of every state tensor. What a checkpoint saves,
-// what `hash` hashes and what the update changes.
+// A rank's memory of a model in training: the weights, and this rank's shard of every state tensor.
+// What a checkpoint saves, what `hash` hashes and what the update changes.
 #pragma once
 
 #include <cstddef>
@@ -13,19 +13,21 @@
 
 namespace flashshard {
 
-/// One tensor's rows on this rank, as bytes: what goes into a checkpoint file. Host-readable on the CPU backend.
+/// One tensor's rows on this rank, as bytes: what goes into a checkpoint file. Host-readable on the
+/// CPU backend.
 struct ShardTensorView {
-  int tensor = 0;                // index in the layout
-  std::string state;             // "weight", or the name of a StateTensorSpec
+  int tensor = 0;     // index in the layout
+  std::string state;  // "weight", or the name of a StateTensorSpec
   DType dtype = DType::kBF16;
-  int64_t group = 1;             // one element for each `group` weight elements
-  RowRange rows;                 // of the whole tensor
-  std::span<std::byte> bytes;    // these rows' elements, whole units, in row order
+  int64_t group = 1;           // one element for each `group` weight elements
+  RowRange rows;               // of the whole tensor
+  std::span<std::byte> bytes;  // these rows' elements, whole units, in row order
 };
 
 class ShardedState {
  public:
-  /// ZeRO-1: weights are whole on every rank, states are this rank's rows. `weight_dtype` bf16 or fp32.
+  /// ZeRO-1: weights are whole on every rank, states are this rank's rows. `weight_dtype` bf16 or
+  /// fp32.
   ShardedState(MemoryLedger& ledger, const ShardLayout& layout, const UpdateRule& rule, int rank,
                DType weight_dtype);
 
@@ -42,8 +44,8 @@ class ShardedState {
   /// The slice of `rows` (whole units that this rank owns) with the gradient of the same rows.
   ShardSlice slice(int tensor, RowRange rows, Tensor gradient) const;
 
-  /// Every tensor's weight rows and states on this rank, tensor by tensor, weight first, states in the rule's order. A tensor of which
-  /// this rank owns no row has empty views.
+  /// Every tensor's weight rows and states on this rank, tensor by tensor, weight first, states in
+  /// the rule's order. A tensor of which this rank owns no row has empty views.
   std::vector<ShardTensorView> shard_views() const;
 
  private:

@@ -1,5 +1,6 @@
-// How one shard changes. A rule declares its state tensors and works in phases, so that a rule with whole-matrix scalars
-// (APOLLO, Adafactor) costs one batched reduction a step, and an elementwise rule none.
+// How one shard changes. A rule declares its state tensors and works in phases, so that a rule with
+// whole-matrix scalars (APOLLO, Adafactor) costs one batched reduction a step, and an elementwise
+// rule none.
 //
 //   accumulate(bucket)  ->  partial scalars  ->  one reduction for all tensors  ->  apply(bucket)
 //
@@ -20,9 +21,10 @@
 
 namespace flashshard {
 
-/// One sharded tensor beside a parameter's weight: `bytes_per_row = elements_per_row / group * element bytes`,
-/// one element for each `group` weight elements of a row. group 1: one a weight element (codes, fp32 moments,
-/// correction); group 32: one a quantisation group (scales). Short last groups count as one.
+/// One sharded tensor beside a parameter's weight: `bytes_per_row = elements_per_row / group *
+/// element bytes`, one element for each `group` weight elements of a row. group 1: one a weight
+/// element (codes, fp32 moments, correction); group 32: one a quantisation group (scales). Short
+/// last groups count as one.
 struct StateTensorSpec {
   std::string name;  // "correction", "momentum", "momentum_scale", "variance", "variance_scale"
   DType dtype = DType::kUINT8;
@@ -30,7 +32,9 @@ struct StateTensorSpec {
   MemoryClass memory_class = MemoryClass::kOther;
   uint32_t initial_bits = 0;  // every element's bit pattern in a fresh state
 
-  int64_t elements_for(int64_t weight_elements) const { return (weight_elements + group - 1) / group; }
+  int64_t elements_for(int64_t weight_elements) const {
+    return (weight_elements + group - 1) / group;
+  }
 };
 
 /// A contiguous run of whole units of one parameter on this rank, with all that a rule may touch.
@@ -59,9 +63,11 @@ class UpdateRule {
   virtual std::vector<StateTensorSpec> states(const ParameterSpec& parameter) const = 0;
   virtual WeightFormat weight_format(const ParameterSpec& parameter) const = 0;
 
-  /// Scalars of one parameter that are summed over ranks between the phases; 0 for elementwise rules.
+  /// Scalars of one parameter that are summed over ranks between the phases; 0 for elementwise
+  /// rules.
   virtual int scalars(const ParameterSpec& parameter) const = 0;
-  /// First phase: adds this slice's part to `partial` (scalars(parameter) of them). Not called when there are none.
+  /// First phase: adds this slice's part to `partial` (scalars(parameter) of them). Not called when
+  /// there are none.
   virtual void accumulate(const ShardSlice& slice, const StepFactors& factors,
                           std::span<double> partial) = 0;
   /// Second phase: updates weight and states in place. `reduced[i]` belongs to slices[i].
@@ -69,14 +75,16 @@ class UpdateRule {
                      std::span<const std::span<const double>> reduced) = 0;
 };
 
-/// Elements per row and group of the weight (groups of 32) and of every state: what a unit must be a multiple of.
+/// Elements per row and group of the weight (groups of 32) and of every state: what a unit must be
+/// a multiple of.
 int64_t unit_rows_of(const UpdateRule& rule, const ParameterSpec& parameter);
 
 struct AdamWOptions {
   AdamWHyperparameters hyper;
-  double weight_decay = 0.1;               // on parameters with `decay`
+  double weight_decay = 0.1;                            // on parameters with `decay`
   WeightFormat weight_format = WeightFormat::kSplit24;  // of matrices and embeddings
-  StateFormat state_format = StateFormat::kCompanded;   // of matrices and embeddings; vectors: fp32 and kSplit32
+  StateFormat state_format =
+      StateFormat::kCompanded;  // of matrices and embeddings; vectors: fp32 and kSplit32
   Rounding rounding = Rounding::kStochastic;
   uint64_t seed = 0;
 };

@@ -45,10 +45,12 @@ void run_and_agree(Communicator& communicator, std::string_view what,
   if (first_failed == world) return;
 
   int64_t agreed_code = static_cast<int64_t>(code);
-  communicator.broadcast(std::as_writable_bytes(std::span(&agreed_code, 1)), first_failed).wait(what);
+  communicator.broadcast(std::as_writable_bytes(std::span(&agreed_code, 1)), first_failed)
+      .wait(what);
   message = broadcast_text(communicator, what, message, first_failed);
   if (votes[1] < world) {
-    message = fmt::format("rank {} on {}: {}", first_failed, communicator.host(first_failed), message);
+    message =
+        fmt::format("rank {} on {}: {}", first_failed, communicator.host(first_failed), message);
   }
   throw AgreedError(static_cast<ExitCode>(agreed_code), message);
 }

@@ -30,7 +30,8 @@ AdamWOptions adamw_options(const proto::RunConfig& config) {
   options.hyper = {o.beta1(), o.beta2(), o.epsilon()};
   options.weight_decay = o.weight_decay();
   options.weight_format = weight_format(config);
-  options.state_format = o.state() == proto::OptimizerState::FP32 ? StateFormat::kFP32 : StateFormat::kCompanded;
+  options.state_format =
+      o.state() == proto::OptimizerState::FP32 ? StateFormat::kFP32 : StateFormat::kCompanded;
   options.rounding =
       o.rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest : Rounding::kStochastic;
   options.seed = config.run().seed();
@@ -61,7 +62,8 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
   options.layers = static_cast<int>(m.layers());
   options.heads = static_cast<int>(m.heads());
   options.kv_heads = static_cast<int>(m.kv_heads() > 0 ? m.kv_heads() : m.heads());
-  options.head_dim = static_cast<int>(m.head_dim() > 0 ? m.head_dim() : m.hidden_size() / m.heads());
+  options.head_dim =
+      static_cast<int>(m.head_dim() > 0 ? m.head_dim() : m.hidden_size() / m.heads());
   options.feed_forward_size = m.feed_forward_size();
   options.rope_theta = m.rope_theta();
   options.norm_epsilon = m.norm_epsilon();
@@ -100,7 +102,8 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
       make_layout(*rule_, model_->parameters(), communicator.world_size()));
   state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),
                                           model_options_.dtype);
-  // Several micro-batches of a rank are summed in fp32; a single one needs no more than its own type.
+  // Several micro-batches of a rank are summed in fp32; a single one needs no more than its own
+  // type.
   const DType gradient = accumulates_ ? DType::kFP32 : model_options_.dtype;
   allocate_gradients(gradient);
   std::vector<Tensor> weights;

@@ -1,4 +1,5 @@
-// What holds a rank's memory in a run: backend, ledger, model, sharded state and optimizer, made from a configuration.
+// What holds a rank's memory in a run: backend, ledger, model, sharded state and optimizer, made
+// from a configuration.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +18,22 @@
 
 namespace flashshard {
 
-/// The model's options of a resolved configuration; `data_vocab_size` stands in for model.vocab_size 0. Throws Error(kUsage).
+/// The model's options of a resolved configuration; `data_vocab_size` stands in for
+/// model.vocab_size 0. Throws Error(kUsage).
 LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_size);
 
-/// Some rank sums several micro-batches of a step locally: their M = global_batch / micro_batch exceed the ranks.
+/// Some rank sums several micro-batches of a step locally: their M = global_batch / micro_batch
+/// exceed the ranks.
 bool accumulates(const proto::RunConfig& config, int world_size);
 
-/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least one).
+/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least
+/// one).
 int threads_of(const proto::RunConfig& config, const Communicator& communicator);
 
 class Engine {
  public:
-  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage, kOutOfSpace).
+  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage,
+  /// kOutOfSpace).
   Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
 
   Backend& backend() { return *backend_; }
@@ -46,7 +51,8 @@ class Engine {
 
   /// Draws fresh weights, the same at any world size.
   void initialize(uint64_t seed);
-  /// Forward and backward of one micro-batch; the weights' gradients are added to when it is not the step's first.
+  /// Forward and backward of one micro-batch; the weights' gradients are added to when it is not
+  /// the step's first.
   LossResult forward_backward(const MicroBatchView& batch, const LayerHooks& hooks, bool first) {
     return model_->forward_backward(batch, hooks, !first);
   }

@@ -41,7 +41,7 @@ HWY_INLINE FloatVector load(const Bf16* from) {
 }
 
 HWY_INLINE void store(FloatVector value, float* to) { hn::StoreU(value, FloatTag(), to); }
-/// Rounds to nearest, ties to even; a NaN stays a NaN.
+/// Rounds to nearest, ties to even; every NaN becomes 0x7fc0 (kernels/numerics/bf16.h, vectorised).
 HWY_INLINE void store(FloatVector value, Bf16* to) {
   const hn::Rebind<uint16_t, FloatTag> narrow_tag;
   const hn::Rebind<uint32_t, FloatTag> bits_tag;
@@ -50,8 +50,8 @@ HWY_INLINE void store(FloatVector value, Bf16* to) {
   const auto upper = hn::ShiftRight<16>(bits);
   const auto odd = hn::And(upper, hn::Set(bits_tag, 1u));
   const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(bits_tag, 0x7fffu))));
-  const auto quiet = hn::Or(upper, hn::Set(bits_tag, 0x40u));
-  const auto result = hn::IfThenElse(hn::RebindMask(bits_tag, hn::IsNaN(value)), quiet, rounded);
+  const auto not_a_number = hn::RebindMask(bits_tag, hn::IsNaN(value));
+  const auto result = hn::IfThenElse(not_a_number, hn::Set(bits_tag, 0x7fc0u), rounded);
   hn::StoreU(hn::DemoteTo(narrow_tag, hn::BitCast(signed_tag, result)), narrow_tag, to);
 }
 

@@ -1,4 +1,5 @@
-// Constants of an AdamW step: bias corrections and their combinations, in fp64 on the host and rounded once.
+// Constants of an AdamW step: bias corrections and their combinations, in fp64 on the host and
+// rounded once.
 #include <cmath>
 #include <string>
 
@@ -19,7 +20,7 @@ AdamWFactors make_adamw_factors(const AdamWHyperparameters& hyper, double learni
                                 double gradient_factor, Rounding rounding, uint64_t t) {
   require(hyper.beta1 >= 0 && hyper.beta1 < 1, "beta1 must lie in [0, 1)", hyper.beta1);
   require(hyper.beta2 >= 0 && hyper.beta2 < 1, "beta2 must lie in [0, 1)", hyper.beta2);
-  require(hyper.epsilon > 0 && std::isfinite(hyper.epsilon), "epsilon must be positive",
+  require(static_cast<float>(hyper.epsilon) > 0 && std::isfinite(hyper.epsilon), "epsilon must be positive in fp32",
           hyper.epsilon);
   require(learning_rate >= 0 && std::isfinite(learning_rate), "the learning rate must be 0 or more",
           learning_rate);

@@ -1,4 +1,5 @@
-// bf16 <-> fp32, one value at a time: round to nearest, ties to even; every NaN becomes 0x7fc0 (as PyTorch has it).
+// bf16 <-> fp32, one value at a time: round to nearest, ties to even; every NaN becomes 0x7fc0 (as
+// PyTorch has it).
 #pragma once
 
 #include <bit>

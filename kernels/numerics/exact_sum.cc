@@ -29,7 +29,8 @@ double exact_sum_value(std::span<const int64_t, kExactSumLimbs> limbs) {
   while (top > 0 && digits[top] == 0) --top;
   if (digits[top] == 0) return 0.0;
   const auto digit = [&](size_t below) { return top >= below ? digits[top - below] : 0u; };
-  // The leading 64 bits, then one sticky bit for all below: more than 53 + 2, so one rounding decides.
+  // The leading 64 bits, then one sticky bit for all below: more than 53 + 2, so one rounding
+  // decides.
   const int shift = std::countl_zero(digits[top]);
   const uint64_t next = (uint64_t{digit(1)} << 32) | digit(2);
   uint64_t leading = (uint64_t{digits[top]} << (32 + shift)) | (next >> (32 - shift));

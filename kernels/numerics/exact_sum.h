@@ -1,5 +1,6 @@
-// Exact sums of non-negative floats: ten int64 limbs of base 2^32, unit 2^-149 (the smallest float). Integer additions are
-// order-free, so a sum over ranks is an integer all-reduce of 80 bytes and has the same bits at every sharding.
+// Exact sums of non-negative floats: ten int64 limbs of base 2^32, unit 2^-149 (the smallest
+// float). Integer additions are order-free, so a sum over ranks is an integer all-reduce of 80
+// bytes and has the same bits at every sharding.
 #pragma once
 
 #include <bit>
@@ -17,7 +18,8 @@ inline void add_exact(ExactSum limbs, float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t exponent = bits >> 23;
   const uint64_t mantissa = (bits & 0x7fffffu) | (exponent != 0 ? 0x800000u : 0u);
-  const uint32_t position = exponent != 0 ? exponent - 1 : 0;  // value = mantissa * 2^(position - 149)
+  const uint32_t position =
+      exponent != 0 ? exponent - 1 : 0;  // value = mantissa * 2^(position - 149)
   const uint64_t shifted = mantissa << (position % 32);
   limbs[position / 32] += static_cast<int64_t>(shifted & 0xffffffffu);
   limbs[position / 32 + 1] += static_cast<int64_t>(shifted >> 32);

@@ -1,5 +1,6 @@
-// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A pure function of
-// key and counter, so a random number costs no state and is the same at every sharding.
+// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC
+// 2011). A pure function of key and counter, so a random number costs no state and is the same at
+// every sharding.
 #pragma once
 
 #include <array>

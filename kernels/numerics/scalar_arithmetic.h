@@ -1,9 +1,11 @@
-// Arithmetic policy of one element at a time: what the formulas of formulas.inc are written against.
+// Arithmetic policy of one element at a time: what the formulas of formulas.inc are written
+// against.
 //
-// A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + & ^ *, and the functions
-// below. Every one is exactly rounded or an integer operation, so all policies give the same bits. Sources that use a
-// policy compile with -ffp-contract=off: a fused multiply-add happens only where a formula says `fma`.
-// Rounding mode and denormals are IEEE defaults.
+// A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + & ^
+// *, and the functions below. Every one is exactly rounded or an integer operation, so all policies
+// give the same bits. Sources that use a policy compile with -ffp-contract=off: a fused
+// multiply-add happens only where a formula says `fma`. Rounding mode and denormals are IEEE
+// defaults.
 #pragma once
 
 #include <algorithm>
@@ -26,13 +28,13 @@ struct ScalarArithmetic {
   /// The integer held as two's complement in `x`, |value| < 2^24.
   static F to_float(U x) { return static_cast<float>(static_cast<int32_t>(x)); }
 
-  static F fma(F a, F b, F c) { return std::fma(a, b, c); }           // a * b + c, rounded once
-  static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }    // a * b - c, rounded once
+  static F fma(F a, F b, F c) { return std::fma(a, b, c); }         // a * b + c, rounded once
+  static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }  // a * b - c, rounded once
   static F sqrt(F x) { return std::sqrt(x); }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
 
-  // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with infinity and then
-  // NaN on top, so a NaN is never lost in a reduction.
+  // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with
+  // infinity and then NaN on top, so a NaN is never lost in a reduction.
   static U max(U a, U b) { return std::max(a, b); }
   static U min(U a, U b) { return std::min(a, b); }
   /// a > b ? yes : no, for values below 2^31.

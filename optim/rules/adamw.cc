@@ -1,6 +1,6 @@
-// AdamW (Loshchilov & Hutter, arXiv 1711.05101) on sharded, companded state; the formulas stand in kernels/numerics/.
-// Matrices and embeddings have the configured formats; vectors (norm gains, biases), a fraction of a percent of a
-// model, keep fp32 state and a 32-bit master.
+// AdamW (Loshchilov & Hutter, arXiv 1711.05101) on sharded, companded state; the formulas stand in
+// kernels/numerics/. Matrices and embeddings have the configured formats; vectors (norm gains,
+// biases), a fraction of a percent of a model, keep fp32 state and a 32-bit master.
 #include <array>
 
 #include "optim/update_rule.h"
@@ -32,9 +32,11 @@ class AdamWRule final : public UpdateRule {
       specs.push_back({"variance", DType::kFP32, 1, MemoryClass::kVariance, 0});
     } else {
       specs.push_back({"momentum", DType::kINT8, 1, MemoryClass::kMomentum, 0});
-      specs.push_back({"momentum_scale", DType::kUINT16, kGroup, MemoryClass::kScales, kFreshScale});
+      specs.push_back(
+          {"momentum_scale", DType::kUINT16, kGroup, MemoryClass::kScales, kFreshScale});
       specs.push_back({"variance", DType::kUINT8, 1, MemoryClass::kVariance, 0});
-      specs.push_back({"variance_scale", DType::kUINT16, kGroup, MemoryClass::kScales, kFreshScale});
+      specs.push_back(
+          {"variance_scale", DType::kUINT16, kGroup, MemoryClass::kScales, kFreshScale});
     }
     return specs;
   }
@@ -44,8 +46,9 @@ class AdamWRule final : public UpdateRule {
 
   void apply(std::span<const ShardSlice> slices, const StepFactors& factors,
              std::span<const std::span<const double>>) override {
-    const AdamWFactors constants = make_adamw_factors(
-        options_.hyper, factors.learning_rate, factors.gradient_factor, options_.rounding, factors.t);
+    const AdamWFactors constants =
+        make_adamw_factors(options_.hyper, factors.learning_rate, factors.gradient_factor,
+                           options_.rounding, factors.t);
     std::vector<AdamWTensor> tensors;
     for (const ShardSlice& slice : slices) tensors.push_back(arguments(slice, factors));
     backend_.adamw(tensors, constants);

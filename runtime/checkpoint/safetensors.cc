@@ -251,7 +251,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
   json::sax_parse(text.begin(), text.end(), &builder);
   SafetensorsHeader header = builder.take();
   header.data_bytes = data_bytes;
-  std::ranges::sort(header.entries, [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+  std::ranges::stable_sort(header.entries, [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });
   check_entries(header, where);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <optional>
 
 namespace flashshard::config {
 namespace {
@@ -27,6 +28,12 @@ std::vector<SettingField> list_fields() {
     }
   }
   return fields;
+}
+
+// "a", "a or b", "a, b or c".
+std::string choices(const std::vector<std::string>& names) {
+  if (names.size() < 2) return fmt::format("{}", fmt::join(names, ""));
+  return fmt::format("{} or {}", fmt::join(names.begin(), names.end() - 1, ", "), names.back());
 }
 
 char lower(char c) { return static_cast<char>(std::tolower(static_cast<unsigned char>(c))); }
@@ -51,6 +58,19 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 
 // A suggestion further away than this is no help.
 size_t farthest(std::string_view name) { return std::max<size_t>(2, name.size() / 3); }
+
+std::optional<size_t> nearest(std::string_view name, std::span<const std::string> candidates) {
+  size_t best = farthest(name) + 1;
+  std::optional<size_t> found;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    const size_t distance = edit_distance(name, candidates[i]);
+    if (distance < best) {
+      best = distance;
+      found = i;
+    }
+  }
+  return found;
+}
 
 std::string_view last_part(std::string_view path) { return path.substr(path.rfind('.') + 1); }
 
@@ -113,11 +133,13 @@ std::vector<std::string> enumerator_names(const google::protobuf::EnumDescriptor
 }
 
 std::string allowed_values(const FieldDescriptor& field) {
-  if (field.enum_type() != nullptr) {
-    return fmt::format("{}", fmt::join(enumerator_names(*field.enum_type()), " or "));
-  }
+  if (field.enum_type() != nullptr) return choices(enumerator_names(*field.enum_type()));
   const proto::Setting& setting = field.options().GetExtension(proto::setting);
-  if (setting.allowed_size() > 0) return fmt::format("{}", fmt::join(setting.allowed(), " or "));
+  if (setting.allowed_size() > 0) {
+    std::vector<std::string> values;
+    for (const int64_t value : setting.allowed()) values.push_back(std::to_string(value));
+    return choices(values);
+  }
   std::vector<std::string> bounds;
   if (setting.has_minimum()) bounds.push_back(fmt::format(">= {}", setting.minimum()));
   if (setting.has_above()) bounds.push_back(fmt::format("> {}", setting.above()));
@@ -130,39 +152,37 @@ std::string allowed_values(const FieldDescriptor& field) {
 }
 
 std::string did_you_mean(std::string_view name, std::span<const std::string> candidates) {
-  size_t best = farthest(name) + 1;
-  const std::string* nearest = nullptr;
-  for (const std::string& candidate : candidates) {
-    const size_t distance = edit_distance(name, candidate);
-    if (distance < best) {
-      best = distance;
-      nearest = &candidate;
-    }
-  }
-  return nearest == nullptr ? "" : fmt::format("did you mean {}?", *nearest);
+  const auto found = nearest(name, candidates);
+  return found ? fmt::format("did you mean {}?", candidates[*found]) : "";
 }
 
 std::string did_you_mean_setting(std::string_view path) {
   if (path.size() > kQuotedLength) return "";
+  const auto fields = setting_fields();
   // A name that exists, only not there, is what was meant, whatever the distance of the whole path.
-  for (const SettingField& field : setting_fields()) {
-    if (field.field->name() == last_part(path)) return fmt::format("did you mean {}?", field.path);
-  }
-  std::vector<std::string> candidates;
+  const auto elsewhere = std::ranges::find_if(
+      fields, [&](const SettingField& field) { return field.field->name() == last_part(path); });
+  if (elsewhere != fields.end()) return fmt::format("did you mean {}?", elsewhere->path);
+
+  std::vector<std::string> paths;
   const auto* root = proto::RunConfig::descriptor();
-  for (int i = 0; i < root->field_count(); ++i) candidates.push_back(root->field(i)->name());
-  for (const SettingField& field : setting_fields()) candidates.push_back(field.path);
-  if (const std::string whole = did_you_mean(path, candidates); !whole.empty()) return whole;
+  for (int i = 0; i < root->field_count(); ++i) paths.push_back(root->field(i)->name());
+  for (const SettingField& field : fields) paths.push_back(field.path);
+  if (const auto found = nearest(path, paths)) {
+    return fmt::format("did you mean {}?", paths[*found]);
+  }
 
   std::vector<std::string> names;
-  for (const SettingField& field : setting_fields()) names.push_back(field.field->name());
-  for (const SettingField& field : setting_fields()) {
-    const std::string& name = field.field->name();
-    if (did_you_mean(last_part(path), names) == fmt::format("did you mean {}?", name)) {
-      return fmt::format("did you mean {}?", field.path);
-    }
-  }
-  return "";
+  for (const SettingField& field : fields) names.push_back(field.field->name());
+  const auto found = nearest(last_part(path), names);
+  return found ? fmt::format("did you mean {}?", fields[*found].path) : "";
+}
+
+std::string printable_path(std::string_view path) {
+  const bool plain = path.size() <= kQuotedLength && std::ranges::all_of(path, [](char c) {
+                       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.';
+                     });
+  return plain ? std::string(path) : quoted(path);
 }
 
 std::string quoted(std::string_view text) {

@@ -50,5 +50,7 @@ std::string did_you_mean_setting(std::string_view path);
 
 /// The text in quotes, on one line, shortened: safe inside a message whatever the input was.
 std::string quoted(std::string_view text);
+/// A path as it stands when it could be one, else quoted.
+std::string printable_path(std::string_view path);
 
 }  // namespace flashshard::config

@@ -298,7 +298,7 @@ void apply_override(std::string_view assignment, proto::RunConfig& config, Origi
     const bool section = proto::RunConfig::descriptor()->FindFieldByName(std::string(path));
     throw Error(ExitCode::kUsage,
                 section ? fmt::format("{} is a section, --set needs one of its fields", path)
-                        : "unknown field " + quoted(path),
+                        : fmt::format("unknown field {}", printable_path(path)),
                 "--set", section ? "" : did_you_mean_setting(path));
   }
   const FieldDescriptor& field = *found->field;

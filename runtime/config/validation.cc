@@ -126,13 +126,13 @@ Violation warmup_fits(const proto::RunConfig& config) {
 Violation decay_fits(const proto::RunConfig& config) {
   const auto& schedule = config.schedule();
   if (schedule.kind() != proto::ScheduleKind::WSD) return {};
-  const auto steps = static_cast<double>(config.train().steps());
-  const double warmup = static_cast<double>(schedule.warmup_steps());
-  if (warmup + std::floor(schedule.decay_fraction() * steps) <= steps) return {};
+  const int64_t steps = config.train().steps();
+  const int64_t decay = std::llround(schedule.decay_fraction() * static_cast<double>(steps));
+  if (schedule.warmup_steps() + decay <= steps) return {};
   return fmt::format(
       "schedule.warmup_steps ({}) and schedule.decay_fraction ({}) of train.steps ({}) overlap in "
       "schedule.kind WSD",
-      schedule.warmup_steps(), schedule.decay_fraction(), config.train().steps());
+      schedule.warmup_steps(), schedule.decay_fraction(), steps);
 }
 
 Violation decay_shrinks(const proto::RunConfig& config) {

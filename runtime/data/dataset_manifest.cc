@@ -207,6 +207,9 @@ DatasetManifest read_manifest(const std::filesystem::path& folder) {
   manifest.train = read_shards(root, path, Split::kTrain);
   manifest.validation = read_shards(root, path, Split::kValidation);
   manifest.sources = read_sources(root, path);
+  if (root.text("fingerprint") != manifest.fingerprint()) {
+    root.refuse("fingerprint", "that of the other fields");
+  }
   return manifest;
 }
 

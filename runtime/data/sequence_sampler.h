@@ -1,19 +1,16 @@
-// Training sequences: which text sequence i of a run holds depends on (seed, i) alone, never on the
-// world size or on where a run was resumed.
+// Training sequences by number: inputs and targets of the sequences that a run consumes, in
+// SequenceOrder.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
+#include "runtime/data/sequence_order.h"
 #include "runtime/data/token_dataset.h"
 
 namespace flashshard::data {
 
-/// With L tokens and sequences of S: an epoch lays W = max(1, floor(L / S) - 1) windows of S + 1
-/// tokens side by side (each shares one token with the next, so no target occurs twice), begins
-/// them at a random offset in 0 ... L - 1 - W S, and visits them in a random order. Both are keyed
-/// by (seed, epoch). Sequence i is number i mod W of epoch floor(i / W). The tokens outside the
-/// grid, fewer than 2 S, differ from epoch to epoch.
+/// Immutable; members may be called from several threads at once.
 class SequenceSampler {
  public:
   struct Options {
@@ -24,19 +21,17 @@ class SequenceSampler {
   /// tokens, Error(kUsage) when S < 1.
   SequenceSampler(const TokenDataset& dataset, const Options& options);
 
-  int64_t sequences_per_epoch() const { return windows_; }
-  int64_t sequence_length() const { return options_.sequence_length; }
-  /// Position in the split of the first token of sequence i; i >= 0.
-  int64_t position(int64_t sequence) const;
-  /// inputs, targets: (count, S). Targets are the inputs shifted by one. Sequences first ... first
-  /// + count - 1. Throws like TokenDataset::read. May be called from several threads at once.
+  const SequenceOrder& order() const { return order_; }
+  int64_t sequence_length() const { return sequence_length_; }
+  /// Sequences first ... first + count - 1 of the run into inputs and targets, (count, S) each.
+  /// Targets are the inputs shifted by one. Throws like TokenDataset::read.
   void fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
             std::span<int32_t> targets) const;
 
  private:
   const TokenDataset& dataset_;
-  Options options_;
-  int64_t windows_;
+  int64_t sequence_length_;
+  SequenceOrder order_;
 };
 
 }  // namespace flashshard::data

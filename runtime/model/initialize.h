@@ -1,6 +1,7 @@
-// Initial weights from a counter-based generator: element e of tensor t under seed s is a function of (s, t, e) alone, so every
-// rank draws just the rows that it owns and a fresh model is the same at any world size.
-// Generator: Philox4x32-10 ("Parallel random numbers: as easy as 1, 2, 3", SC'11); normal values by Box-Muller in double.
+// Initial weights from a counter-based generator: element e of tensor t under seed s is a function
+// of (s, t, e) alone, so every rank draws just the rows that it owns and a fresh model is the same
+// at any world size. Generator and distribution: kernels/numerics/random_values.h (Philox4x32-10,
+// normal quantile).
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ struct Initialization {
   double standard_deviation = 0;
 };
 
-/// values[i] = element `first_element + i` of tensor number `tensor`, rounded once to fp32. first_element >= 0.
+/// values[i] = element `first_element + i` of tensor number `tensor`, in fp32. tensor,
+/// first_element >= 0.
 void initialize(const Initialization& initialization, uint64_t seed, int tensor,
                 int64_t first_element, std::span<float> values);
 

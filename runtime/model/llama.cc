@@ -1,4 +1,5 @@
-// A Llama's construction, binding, checks and entry points; llama_forward.cc and llama_backward.cc have the passes.
+// A Llama's construction, binding, checks and entry points; llama_forward.cc and llama_backward.cc
+// have the passes.
 #include "runtime/model/llama.h"
 
 #include <fmt/format.h>
@@ -39,8 +40,8 @@ Llama::Llama(MemoryLedger& ledger, const LlamaOptions& options, const Activation
       activations_(ledger, options, validated(shape)),
       workspace_size_(llama_workspace_bytes(backend_, options, shape)),
       workspace_(ledger.allocate(MemoryClass::kOther, workspace_size_)) {
-  cosine_sine_ = ledger.tensor(MemoryClass::kOther, DType::kFP32,
-                               {shape.sequence_length, options.head_dim});
+  cosine_sine_ =
+      ledger.tensor(MemoryClass::kOther, DType::kFP32, {shape.sequence_length, options.head_dim});
   const std::vector<float> table =
       rope_table(shape.sequence_length, options.head_dim, options.rope_theta);
   backend_.copy(cosine_sine_.data, table.data(), cosine_sine_.bytes());
@@ -58,9 +59,9 @@ void Llama::bind(std::span<const Tensor> weights, std::span<const Tensor> gradie
 
 void Llama::check_bound(std::span<const Tensor> tensors, bool gradients) const {
   const std::string_view kind = gradients ? "gradient" : "weight";
-  require(tensors.size() == parameters_.size(),
-          fmt::format("{} {}s were bound to {} parameters", tensors.size(), kind,
-                      parameters_.size()));
+  require(
+      tensors.size() == parameters_.size(),
+      fmt::format("{} {}s were bound to {} parameters", tensors.size(), kind, parameters_.size()));
   const DType dtype = gradients ? tensors.front().dtype : options_.dtype;
   require(dtype == DType::kBF16 || dtype == DType::kFP32,
           fmt::format("a {} must be bf16 or fp32", kind));

@@ -1,5 +1,6 @@
-// A Llama decoder, forward and backward, written once against the catalogue of operations (kernels/backend.h). docs/model.md
-// has the picture; names and orientation of the weights are in llama_options.h, memory in llama_activations.h.
+// A Llama decoder, forward and backward, written once against the catalogue of operations
+// (kernels/backend.h). docs/model.md has the picture; names and orientation of the weights are in
+// llama_options.h, memory in llama_activations.h.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,10 @@ int64_t llama_other_bytes(const Backend& backend, const LlamaOptions& options,
 
 class Llama final : public Model {
  public:
-  /// Allocates activations (kActivations), workspace and rotary table (kOther) for micro-batches of up to
-  /// `shape.sequences` sequences of up to `shape.sequence_length` tokens. Throws Error(kUsage) on options out of range,
-  /// Error(kOutOfSpace) from the ledger, which must outlive the model.
+  /// Allocates activations (kActivations), workspace and rotary table (kOther) for micro-batches of
+  /// up to `shape.sequences` sequences of up to `shape.sequence_length` tokens. Throws
+  /// Error(kUsage) on options out of range, Error(kOutOfSpace) from the ledger, which must outlive
+  /// the model.
   Llama(MemoryLedger& ledger, const LlamaOptions& options, const ActivationShape& shape);
 
   const std::vector<ParameterSpec>& parameters() const override { return parameters_; }
@@ -99,9 +101,13 @@ class Llama final : public Model {
   void backward_embedding(const Pass& pass);
 
   Rope rope_of(const Pass& pass, const Tensor& qkv) const;
+  /// RMSNorm without a residual addition: of the embedding, and recomputed by the backward.
+  void normalise(const Tensor& out, const Tensor& inverse_rms, const Tensor& x,
+                 const Tensor& weight);
   /// out = x w^T
   void project(const Tensor& out, const Tensor& x, const Tensor& weight);
-  /// The same product backwards: gradient (+)= grad_out^T x, then grad_x = grad_out w; grad_x may be x's memory.
+  /// The same product backwards: gradient (+)= grad_out^T x, then grad_x = grad_out w; grad_x may
+  /// be x's memory.
   void project_backward(const Tensor& grad_x, const Tensor& gradient, const Tensor& grad_out,
                         const Tensor& x, const Tensor& weight, bool accumulate);
   /// Gradients that an operation only adds to start at zero unless they accumulate over calls.

@@ -53,9 +53,9 @@ BlockActivations allocate_block(MemoryLedger& ledger, const LlamaOptions& o, int
 
 int64_t activation_bytes(const LlamaOptions& o, const ActivationShape& shape) {
   const auto element = static_cast<int64_t>(size_of(o.dtype));
-  const int64_t per_block_token =
-      element * (2 * o.hidden_size + o.qkv_width() + o.attention_width() + 2 * o.feed_forward_size) +
-      int64_t{sizeof(float)} * (2 + o.heads);
+  const int64_t per_block_token = element * (2 * o.hidden_size + o.qkv_width() +
+                                             o.attention_width() + 2 * o.feed_forward_size) +
+                                  int64_t{sizeof(float)} * (2 + o.heads);
   const int64_t shared_token =
       2 * element * o.hidden_size + int64_t{sizeof(float)} + 2 * int64_t{sizeof(int32_t)};
   return shape.tokens() * (blocks_kept(o, shape.use) * per_block_token + shared_token) +

@@ -1,8 +1,10 @@
-// Activation memory of a Llama decoder: planned once for the largest micro-batch, reused by every one.
+// Activation memory of a Llama decoder: planned once for the largest micro-batch, reused by every
+// one.
 //
 // A block keeps what its backward cannot rebuild cheaply: both residual inputs, their inverse rms, rotated q‖k‖v, the
 // attention output with its log-sum-exp, and gate‖up. The two normed inputs and the SwiGLU output are recomputed in the
-// backward: they would be a third more memory, and cost one elementwise pass each beside a matrix product of the same operand.
+// backward: kept, they would be nearly half as much memory again, and each costs one elementwise pass beside two matrix
+// products over the same rows (docs/model.md has the numbers).
 #pragma once
 
 #include <cstdint>
@@ -26,32 +28,35 @@ struct ActivationShape {
   int64_t tokens() const { return sequences * sequence_length; }
 };
 
-/// Bytes that LlamaActivations allocates. With e the bytes of an element (2 or 4) and B = L blocks (1 for inference):
+/// Bytes that LlamaActivations allocates. With e the bytes of an element (2 or 4) and B = L blocks
+/// (1 for inference):
 ///   B * T * (e * (2H + Q + A*D + 2F) + 4 * (2 + A)) + T * (2 e H + 4 + 8) + scratch
 /// scratch = max(T e F, T e (A*D + Q), 2 T e H, 4 V), each tensor in it rounded up to 256 bytes.
 int64_t activation_bytes(const LlamaOptions& options, const ActivationShape& shape);
 
 /// What the backward of one block reads.
 struct BlockActivations {
-  Tensor input;                // (T, H) residual stream entering the block
-  Tensor input_inverse_rms;    // (T) fp32
-  Tensor qkv;                  // (T, Q), q and k rotated
-  Tensor attention;            // (T, A*D)
-  Tensor log_sum_exp;          // (T, A) fp32
-  Tensor middle;               // (T, H) residual stream between attention and feed-forward
-  Tensor middle_inverse_rms;   // (T) fp32
-  Tensor gate_up;              // (T, 2F); the backward puts its gradient here
+  Tensor input;               // (T, H) residual stream entering the block
+  Tensor input_inverse_rms;   // (T) fp32
+  Tensor qkv;                 // (T, Q), q and k rotated
+  Tensor attention;           // (T, A*D)
+  Tensor log_sum_exp;         // (T, A) fp32
+  Tensor middle;              // (T, H) residual stream between attention and feed-forward
+  Tensor middle_inverse_rms;  // (T) fp32
+  Tensor gate_up;             // (T, 2F); the backward puts its gradient here
 
   /// The first `tokens` rows of each.
   BlockActivations first(int64_t tokens) const;
 };
 
-/// What all blocks share. Tensors with a common purpose in forward and backward share memory; the comments say which.
+/// What all blocks share. Tensors with a common purpose in forward and backward share memory; the
+/// comments say which.
 struct SharedActivations {
-  Tensor tokens;             // (T) int32
-  Tensor targets;            // (T) int32
-  Tensor normed;             // (T, H) output of a norm; in the backward also its gradient
-  Tensor branch_output;      // (T, H) what a branch adds to the residual stream, until the next norm adds it
+  Tensor tokens;         // (T) int32
+  Tensor targets;        // (T) int32
+  Tensor normed;         // (T, H) output of a norm; in the backward also its gradient
+  Tensor branch_output;  // (T, H) what a branch adds to the residual stream, until the next norm
+                         // adds it
   Tensor residual_gradient;  // (T, H) same memory: the backward's gradient of the residual stream
   Tensor final_inverse_rms;  // (T) fp32
 

@@ -1,5 +1,6 @@
-// The backward pass, of the sum of token losses. `residual_gradient` is the gradient of the residual stream; each branch
-// adds its own through the norm at its entrance. Normed inputs and SwiGLU outputs are recomputed (llama_activations.h).
+// The backward pass, of the sum of token losses. `residual_gradient` is the gradient of the
+// residual stream; each branch adds its own through the norm at its entrance. Normed inputs and
+// SwiGLU outputs are recomputed (llama_activations.h).
 #include "runtime/model/llama.h"
 
 namespace flashshard {
@@ -52,11 +53,7 @@ void Llama::backward_feed_forward(const Pass& pass, int layer) {
   backend_.swiglu_backward(
       {.grad_gate_up = block.gate_up, .grad_out = shared.swiglu, .gate_up = block.gate_up});
 
-  backend_.rmsnorm({.out = shared.normed,
-                    .inverse_rms = block.middle_inverse_rms,
-                    .x = block.middle,
-                    .weight = weights.post_attention_norm,
-                    .epsilon = static_cast<float>(options_.norm_epsilon)});
+  normalise(shared.normed, block.middle_inverse_rms, block.middle, weights.post_attention_norm);
   project_backward(shared.normed, gradients.gate_up_projection, block.gate_up, shared.normed,
                    weights.gate_up_projection, pass.accumulate);
   clear(pass, gradients.post_attention_norm);
@@ -86,11 +83,7 @@ void Llama::backward_attention(const Pass& pass, int layer) {
   unrotate.inverse = true;
   backend_.rope(unrotate);
 
-  backend_.rmsnorm({.out = shared.normed,
-                    .inverse_rms = block.input_inverse_rms,
-                    .x = block.input,
-                    .weight = weights.input_norm,
-                    .epsilon = static_cast<float>(options_.norm_epsilon)});
+  normalise(shared.normed, block.input_inverse_rms, block.input, weights.input_norm);
   project_backward(shared.normed, gradients.qkv_projection, shared.qkv_gradient, shared.normed,
                    weights.qkv_projection, pass.accumulate);
   clear(pass, gradients.input_norm);

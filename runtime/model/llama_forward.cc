@@ -1,5 +1,5 @@
-// The forward pass. Residual additions are part of the norm that follows them, so a branch's output waits in
-// `branch_output` and every norm writes both the new residual stream and its normed value.
+// The forward pass. Residual additions are part of the norm that follows them, so a branch's output
+// waits in `branch_output` and every norm writes both the new residual stream and its normed value.
 #include "runtime/model/llama.h"
 
 namespace flashshard {
@@ -19,6 +19,17 @@ void Llama::project(const Tensor& out, const Tensor& x, const Tensor& weight) {
   backend_.matmul({.out = out, .a = x, .b = weight, .transpose_b = true});
 }
 
+void Llama::normalise(const Tensor& out, const Tensor& inverse_rms, const Tensor& x,
+                      const Tensor& weight) {
+  RmsNormForward call;
+  call.out = out;
+  call.inverse_rms = inverse_rms;
+  call.x = x;
+  call.weight = weight;
+  call.epsilon = static_cast<float>(options_.norm_epsilon);
+  backend_.rmsnorm(call);
+}
+
 Rope Llama::rope_of(const Pass& pass, const Tensor& qkv) const {
   return {.qkv = qkv,
           .cosine_sine = cosine_sine_,
@@ -30,9 +41,8 @@ Rope Llama::rope_of(const Pass& pass, const Tensor& qkv) const {
 
 void Llama::forward(const Pass& pass, const LayerHooks& hooks) {
   hooks.call_before_layer(0);
-  backend_.embedding({.out = block_of(pass, 1).input,
-                      .table = weights_.embedding,
-                      .tokens = pass.shared.tokens});
+  backend_.embedding(
+      {.out = block_of(pass, 1).input, .table = weights_.embedding, .tokens = pass.shared.tokens});
   for (int layer = 1; layer <= options_.layers; ++layer) {
     hooks.call_before_layer(layer);
     forward_attention(pass, layer);
@@ -43,17 +53,17 @@ void Llama::forward(const Pass& pass, const LayerHooks& hooks) {
 void Llama::forward_attention(const Pass& pass, int layer) {
   const BlockActivations block = block_of(pass, layer);
   const BlockTensors& weights = weights_of(layer);
-  RmsNormForward norm{.out = pass.shared.normed,
+  if (layer == 1) {  // the input is the embedding itself, no branch waits to be added
+    normalise(pass.shared.normed, block.input_inverse_rms, block.input, weights.input_norm);
+  } else {
+    backend_.rmsnorm({.out = pass.shared.normed,
                       .inverse_rms = block.input_inverse_rms,
-                      .x = block.input,
+                      .sum = block.input,
+                      .x = block_of(pass, layer - 1).middle,
+                      .delta = pass.shared.branch_output,
                       .weight = weights.input_norm,
-                      .epsilon = static_cast<float>(options_.norm_epsilon)};
-  if (layer > 1) {  // the first block's input is the embedding itself
-    norm.sum = block.input;
-    norm.x = block_of(pass, layer - 1).middle;
-    norm.delta = pass.shared.branch_output;
+                      .epsilon = static_cast<float>(options_.norm_epsilon)});
   }
-  backend_.rmsnorm(norm);
   project(block.qkv, pass.shared.normed, weights.qkv_projection);
   backend_.rope(rope_of(pass, block.qkv));
   backend_.attention({.out = block.attention,

@@ -109,8 +109,8 @@ std::vector<ParameterSpec> llama_parameters(const LlamaOptions& o) {
 }
 
 int64_t llama_parameter_count(const LlamaOptions& o) {
-  const int64_t block = o.hidden_size * (o.qkv_width() + o.attention_width() +
-                                         3 * o.feed_forward_size + 2);
+  const int64_t block =
+      o.hidden_size * (o.qkv_width() + o.attention_width() + 3 * o.feed_forward_size + 2);
   const int64_t tables = (o.tied_embeddings ? 1 : 2) * o.vocab_size * o.hidden_size;
   return tables + o.layers * block + o.hidden_size;
 }
@@ -134,7 +134,8 @@ Initialization llama_initialization(const LlamaOptions& o, int tensor) {
 }
 
 double llama_flops_per_token(const LlamaOptions& o, int64_t sequence_length) {
-  // A tied table is counted once and used by the head; an untied input table is looked up, not multiplied.
+  // A tied table is counted once and used by the head; an untied input table is looked up, not
+  // multiplied.
   const int64_t looked_up = o.tied_embeddings ? 0 : o.vocab_size * o.hidden_size;
   const auto multiplied = static_cast<double>(llama_parameter_count(o) - looked_up);
   return 6.0 * multiplied + 12.0 * o.layers * static_cast<double>(o.attention_width()) *

@@ -1,6 +1,7 @@
-// The shape of a Llama decoder and all that follows from it: parameters, initial values, operations per token.
-// Architecture: "LLaMA: Open and Efficient Foundation Language Models" (arXiv 2302.13971), grouped key/value heads from
-// "GQA" (arXiv 2305.13245); parameter names and orientation as Hugging Face `LlamaForCausalLM` has them.
+// The shape of a Llama decoder and all that follows from it: parameters, initial values, operations
+// per token. Architecture: "LLaMA: Open and Efficient Foundation Language Models" (arXiv
+// 2302.13971), grouped key/value heads from "GQA" (arXiv 2305.13245); parameter names and
+// orientation as Hugging Face `LlamaForCausalLM` has them.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,9 @@ struct LlamaOptions {
   int64_t feed_forward_size = 0;  // F
   double rope_theta = 10000.0;    // base of the rotary frequencies
   double norm_epsilon = 1e-5;
-  bool tied_embeddings = true;    // the head reads the embedding table
+  bool tied_embeddings = true;  // the head reads the embedding table
   double init_std = 0.02;
-  DType dtype = DType::kBF16;     // of weights and activations: kBF16 or kFP32
+  DType dtype = DType::kBF16;  // of weights and activations: kBF16 or kFP32
 
   int64_t attention_width() const { return int64_t{heads} * head_dim; }
   /// Width of a row of q‖k‖v.
@@ -48,18 +49,21 @@ constexpr int kLlamaEmbedding = 0;
 /// Tensor number of the first parameter of block `layer`, 1 <= layer <= L.
 constexpr int llama_block_tensor(int layer) { return 1 + (layer - 1) * kLlamaBlockTensors; }
 
-/// In forward order: embedding, blocks (as in LlamaBlockTensor), final norm, and the head unless it is tied.
+/// In forward order: embedding, blocks (as in LlamaBlockTensor), final norm, and the head unless it
+/// is tied.
 std::vector<ParameterSpec> llama_parameters(const LlamaOptions& options);
 /// V*H (twice when untied) + L * (H*(A+2K)*D + A*D*H + 3*F*H + 2*H) + H.
 int64_t llama_parameter_count(const LlamaOptions& options);
 
-/// Matrices normal(0, init_std), norms 1; the projections that write into the residual stream (o_proj, down_proj) have
-/// their deviation divided by sqrt(2 L), the number of such writes (GPT-2, section 2.3).
+/// Matrices normal(0, init_std), norms 1; the projections that write into the residual stream
+/// (o_proj, down_proj) have their deviation divided by sqrt(2 L), the number of such writes (GPT-2,
+/// section 2.3).
 Initialization llama_initialization(const LlamaOptions& options, int tensor);
 
-/// 6 N + 12 L A D S for sequences of S tokens, S the sequence length: PaLM (arXiv 2204.02311), appendix B. N are the
-/// parameters that a token is multiplied with: all but the embedding lookup, the head included whether tied or not.
-/// Attention counts the full S x S square, as is usual when utilisation is compared; recomputation does not count.
+/// 6 N + 12 L A D S for sequences of S tokens, S the sequence length: PaLM (arXiv 2204.02311),
+/// appendix B. N are the parameters that a token is multiplied with: all but the embedding lookup,
+/// the head included whether tied or not. Attention counts the full S x S square, as is usual when
+/// utilisation is compared; recomputation does not count.
 double llama_flops_per_token(const LlamaOptions& options, int64_t sequence_length);
 
 }  // namespace flashshard

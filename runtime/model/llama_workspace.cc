@@ -1,4 +1,5 @@
-// How much scratch memory the backend needs for a Llama: the maximum over every call that the model makes.
+// How much scratch memory the backend needs for a Llama: the maximum over every call that the model
+// makes.
 #include <algorithm>
 #include <array>
 
@@ -9,7 +10,8 @@ namespace {
 
 class WorkspaceMaximum {
  public:
-  WorkspaceMaximum(const Backend& backend, const LlamaOptions& options, const ActivationShape& shape)
+  WorkspaceMaximum(const Backend& backend, const LlamaOptions& options,
+                   const ActivationShape& shape)
       : backend_(backend), options_(options), shape_(shape), tokens_(shape.tokens()) {}
 
   size_t bytes() {

@@ -1,5 +1,6 @@
-// What a trainer, an evaluation and a generator see of a model: its parameters, a micro-batch in, gradients out.
-// A model knows tensors and hooks and no ranks; weights and gradients are bound from outside.
+// What a trainer, an evaluation and a generator see of a model: its parameters, a micro-batch in,
+// gradients out. A model knows tensors and hooks and no ranks; weights and gradients are bound from
+// outside.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +27,15 @@ struct LossResult {
   int64_t token_count = 0;  // counted targets
 };
 
-/// What happens around a layer; `layer` as in ParameterSpec::layer (0 embedding, 1..L blocks, L+1 final norm and head).
-/// Either may be empty. Work that a hook enqueues on the backend's stream comes after everything enqueued before it.
+/// What happens around a layer; `layer` as in ParameterSpec::layer (0 embedding, 1..L blocks, L+1
+/// final norm and head). Either may be empty. Work that a hook enqueues on the backend's stream
+/// comes after everything enqueued before it.
 struct LayerHooks {
-  /// The weights of `layer` are read next. Forward: 0, 1, ..., L, then L+1 (with tied embeddings 0 once more just
-  /// before L+1, because the head reads that layer's table); backward: L, ..., 1.
+  /// The weights of `layer` are read next. Forward: 0, 1, ..., L, then L+1 (with tied embeddings 0
+  /// once more just before L+1, because the head reads that layer's table); backward: L, ..., 1.
   std::function<void(int layer)> before_layer;
-  /// The gradients of `layer` are final and its weights are read no more in this call: L+1, L, ..., 0. The gradient of a
-  /// tied embedding is final with layer 0.
+  /// The gradients of `layer` are final and its weights are read no more in this call: L+1, L, ...,
+  /// 0. The gradient of a tied embedding is final with layer 0.
   std::function<void(int layer)> after_layer_backward;
 
   void call_before_layer(int layer) const {
@@ -61,19 +63,22 @@ class Model {
   /// Floating-point operations of forward and backward per token at this sequence length.
   virtual double flops_per_token(int64_t sequence_length) const = 0;
 
-  /// weights[i], gradients[i] belong to parameters()[i], (rows, cols). Weights have the model's dtype; gradients are all bf16
-  /// or all fp32, and may be left out where only losses or logits are asked for. Throws Error(kInternal) on a mismatch.
+  /// weights[i], gradients[i] belong to parameters()[i], (rows, cols). Weights have the model's
+  /// dtype; gradients are all bf16 or all fp32, and may be left out where only losses or logits are
+  /// asked for. Throws Error(kInternal) on a mismatch.
   virtual void bind(std::span<const Tensor> weights, std::span<const Tensor> gradients) = 0;
 
-  /// Forward and backward of one micro-batch. The gradients are those of the SUM of the token losses; the caller
-  /// divides by a token count. `accumulate`: added to what the gradients hold (fp32 gradients only), otherwise overwritten.
-  /// Throws Error(kBadData) on a token outside the vocabulary.
+  /// Forward and backward of one micro-batch. The gradients are those of the SUM of the token
+  /// losses; the caller divides by a token count. `accumulate`: added to what the gradients hold
+  /// (fp32 gradients only), otherwise overwritten. Throws Error(kBadData) on a token outside the
+  /// vocabulary.
   virtual LossResult forward_backward(const MicroBatchView& batch, const LayerHooks& hooks,
                                       bool accumulate) = 0;
   /// The same loss, forward only; gradients stay as they are.
   virtual LossResult evaluate(const MicroBatchView& batch, const LayerHooks& hooks = {}) = 0;
 
-  /// Scores of every token of the vocabulary as the next one after `tokens`, 1 <= size <= maximum_sequence_length().
+  /// Scores of every token of the vocabulary as the next one after `tokens`, 1 <= size <=
+  /// maximum_sequence_length().
   virtual std::vector<float> next_token_logits(std::span<const int32_t> tokens) = 0;
 
  protected:

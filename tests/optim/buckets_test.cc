@@ -1,4 +1,5 @@
-// Bucket plans: every owned row travels exactly once, layers are never mixed, large tensors are cut evenly.
+// Bucket plans: every owned row travels exactly once, layers are never mixed, large tensors are cut
+// evenly.
 #include "optim/buckets.h"
 
 #include <gtest/gtest.h>

@@ -10,7 +10,8 @@
 
 namespace flashshard::test {
 
-/// Runs `body(communicator)` on every rank and rethrows the lowest rank's exception. A rank that throws aborts the others.
+/// Runs `body(communicator)` on every rank and rethrows the lowest rank's exception. A rank that
+/// throws aborts the others.
 inline void run_ranks(int world_size, const std::function<void(Communicator&)>& body) {
   auto communicators = make_thread_communicators(world_size);
   std::vector<std::exception_ptr> errors(static_cast<size_t>(world_size));

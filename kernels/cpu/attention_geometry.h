@@ -1,0 +1,47 @@
+// How attention is cut into tiles: the same numbers for the scratch size and for the loops.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.h"
+
+namespace flashshard::cpu {
+
+struct AttentionGeometry {
+  static constexpr int64_t kLargestTile = 64;
+
+  explicit AttentionGeometry(const AttentionShape& shape)
+      : sequence_length(shape.sequence_length),
+        head_dim(shape.head_dim),
+        padded_dim((shape.head_dim + 15) / 16 * 16),
+        tile(std::min(kLargestTile, (shape.sequence_length + 15) / 16 * 16)),
+        tiles((shape.sequence_length + tile - 1) / tile),
+        group(shape.heads / shape.kv_heads),
+        query_width(int64_t{shape.heads} * shape.head_dim),
+        qkv_width((int64_t{shape.heads} + 2 * shape.kv_heads) * shape.head_dim) {}
+
+  int64_t panel() const { return tile * padded_dim; }  // elements of a head's tile
+  int64_t square() const { return tile * tile; }       // elements of a tile of scores
+  int64_t rows_from(int64_t index) const { return std::min(tile, sequence_length - index * tile); }
+
+  int64_t sequence_length, head_dim, padded_dim;
+  int64_t tile, tiles;  // rows of a tile, a multiple of 16; tiles of a sequence
+  int64_t group;        // query heads that share a key/value head
+  int64_t query_width, qkv_width;
+};
+
+/// One (sequence, key/value head): where its rows and heads start in the packed activations.
+struct AttentionTask {
+  AttentionTask(const AttentionShape& shape, const AttentionGeometry& g, int64_t task)
+      : kv_head(task % shape.kv_heads),
+        first_row(task / shape.kv_heads * shape.sequence_length),
+        key_offset(g.query_width + kv_head * g.head_dim),
+        value_offset(g.query_width + (shape.kv_heads + kv_head) * g.head_dim) {}
+
+  int64_t kv_head, first_row;
+  int64_t key_offset, value_offset;  // elements from the start of a row of q‖k‖v
+};
+
+}  // namespace flashshard::cpu

@@ -1,0 +1,31 @@
+// The codec and update loops without vector instructions: the reference of all others, and what
+// runs where they cannot.
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels/cpu/update_loops.h"
+#include "kernels/numerics/exact_sum.h"
+#include "kernels/numerics/formats.h"
+#include "kernels/numerics/rounding.h"
+#include "kernels/numerics/scalar_arithmetic.h"
+
+static_assert(std::endian::native == std::endian::little, "the noise bytes are in memory order");
+
+#define FLASHSHARD_FORMULA inline __attribute__((always_inline))
+
+namespace flashshard::cpu {
+namespace {
+#include "kernels/numerics/formulas.inc"
+// The loops need the formulas.
+#include "kernels/cpu/update_loops.inc"
+}  // namespace
+
+const UpdateLoops& scalar_update_loops() {
+  static constexpr UpdateLoops kLoops = loops_of<numerics::ScalarArithmetic>("scalar");
+  return kLoops;
+}
+
+}  // namespace flashshard::cpu

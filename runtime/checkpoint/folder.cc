@@ -1,0 +1,153 @@
+#include "runtime/checkpoint/folder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <random>
+
+#include "runtime/checkpoint/agreement.h"
+#include "runtime/checkpoint/manifest.h"
+
+namespace flashshard::checkpoint {
+namespace {
+
+constexpr std::string_view kStepPrefix = "step-";
+constexpr size_t kAttemptDigits = 16;
+
+bool is_attempt_id(std::string_view text) {
+  return text.size() == kAttemptDigits && std::ranges::all_of(text, [](char c) {
+           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+         });
+}
+
+/// True for names that only a save or a deletion that did not end leaves behind.
+bool is_leftover(std::string_view name) {
+  for (const std::string_view mark : {".tmp-", ".deleting-"}) {
+    const size_t at = name.find(mark);
+    if (at == std::string_view::npos || !is_attempt_id(name.substr(at + mark.size()))) continue;
+    const std::string_view stem = name.substr(0, at);
+    return step_of_name(stem) || (stem == "latest" && mark == ".tmp-");
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string step_name(int64_t step) { return fmt::format("{}{:08}", kStepPrefix, step); }
+
+std::optional<int64_t> step_of_name(std::string_view name) {
+  if (!name.starts_with(kStepPrefix)) return std::nullopt;
+  const std::string_view digits = name.substr(kStepPrefix.size());
+  int64_t step = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
+  if (error != std::errc() || step < 0 || step_name(step) != name) return std::nullopt;
+  return step;
+}
+
+bool is_complete(const std::string& step_folder, FileSystem& file_system) {
+  if (!step_of_name(name_of_path(step_folder))) return false;
+  const std::string manifest = join(step_folder, kManifestFile);
+  if (kind_of(file_system, manifest) != PathKind::kFile) return false;
+  return manifest_frame_holds(read_file(file_system, manifest, kLargestManifest));
+}
+
+std::vector<CompleteCheckpoint> list_complete(const std::string& checkpoints_folder,
+                                              FileSystem& file_system) {
+  std::vector<CompleteCheckpoint> complete;
+  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return complete;
+  for (const std::string& name : list(file_system, checkpoints_folder)) {
+    const auto step = step_of_name(name);
+    const std::string path = join(checkpoints_folder, name);
+    if (step && is_complete(path, file_system)) complete.push_back({*step, path});
+  }
+  std::ranges::sort(complete, {}, &CompleteCheckpoint::step);
+  return complete;
+}
+
+std::optional<std::string> find_latest_complete(const std::string& checkpoints_folder,
+                                                FileSystem& file_system) {
+  const auto complete = list_complete(checkpoints_folder, file_system);
+  if (complete.empty()) return std::nullopt;
+  return complete.back().path;
+}
+
+std::string resolve(const std::string& argument, FileSystem& file_system) {
+  if (kind_of(file_system, argument) == PathKind::kMissing) {
+    throw Error(ExitCode::kUsage, "no such checkpoint", argument,
+                "give a step folder, a checkpoints folder or a run's folder");
+  }
+  if (step_of_name(name_of_path(argument)) ||
+      kind_of(file_system, join(argument, kManifestFile)) != PathKind::kMissing) {
+    return argument;
+  }
+  const std::string inner = join(argument, "checkpoints");
+  const bool is_run = kind_of(file_system, inner) != PathKind::kMissing;
+  const auto latest = find_latest_complete(is_run ? inner : argument, file_system);
+  if (!latest) {
+    throw Error(ExitCode::kCheckpoint, "no complete checkpoint here", argument,
+                "give a step folder, a checkpoints folder or a run's folder");
+  }
+  return *latest;
+}
+
+std::vector<std::string> clean_up(const std::string& checkpoints_folder, FileSystem& file_system) {
+  std::vector<std::string> removed;
+  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return removed;
+  for (const std::string& name : list(file_system, checkpoints_folder)) {
+    if (!is_leftover(name)) continue;
+    const std::string path = join(checkpoints_folder, name);
+    if (kind_of(file_system, path) == PathKind::kDirectory) {
+      remove_tree(file_system, path);
+    } else if (const int status = file_system.remove_file(path); status < 0) {
+      throw write_error("cannot delete", path, -status);
+    }
+    removed.push_back(name);
+  }
+  return removed;
+}
+
+std::string make_attempt_id(Communicator& communicator) {
+  std::string id(kAttemptDigits, '0');
+  if (communicator.rank() == 0) {
+    std::random_device random;
+    id = fmt::format("{:08x}{:08x}", random(), random());
+  }
+  communicator.broadcast(std::as_writable_bytes(std::span(id)), 0)
+      .wait("waiting for rank 0 to begin a checkpoint");
+  return id;
+}
+
+void check_shared_folder(const std::string& folder, Communicator& communicator,
+                         FileSystem& file_system) {
+  const std::string id = make_attempt_id(communicator);
+  const std::string nonce = join(folder, ".shared-" + id);
+  const std::string what = fmt::format("{} cannot hold this run", folder);
+  agree(communicator, outcome_of([&] {
+          if (communicator.rank() != 0) return;
+          make_folders(file_system, folder);
+          write_file(file_system, nonce, id);
+        }),
+        what);
+  const auto seen = outcome_of([&] {
+    if (kind_of(file_system, nonce) != PathKind::kFile ||
+        read_file(file_system, nonce, kAttemptDigits) != id) {
+      throw Error(ExitCode::kUsage, "it does not see what rank 0 wrote there", nonce,
+                  "put run.dir on a file system that all hosts share");
+    }
+  });
+  // The vote is a barrier as well: nobody looks any more when rank 0 removes the file.
+  std::optional<Error> refused;
+  try {
+    agree(communicator, seen, what);
+  } catch (const CommunicationError&) {
+    throw;
+  } catch (const Error& error) {
+    refused = error;
+  }
+  if (communicator.rank() == 0) file_system.remove_file(nonce);
+  if (refused) throw *refused;
+}
+
+}  // namespace flashshard::checkpoint

@@ -1,0 +1,135 @@
+#include "runtime/checkpoint/shard_file.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace flashshard::checkpoint {
+namespace {
+
+/// A rank's views by tensor, in the order of Schema::states.
+std::vector<std::vector<const ShardTensorView*>> index_of(const Schema& schema,
+                                                          std::span<const ShardTensorView> views) {
+  std::vector<std::vector<const ShardTensorView*>> index(schema.states.size());
+  for (const ShardTensorView& view : views) {
+    index[static_cast<size_t>(view.tensor)].push_back(&view);
+  }
+  return index;
+}
+
+InputFile open_with_size(FileSystem& file_system, const std::string& path, uint64_t bytes) {
+  InputFile file(file_system, path);
+  if (file.size() != bytes) {
+    throw Error(ExitCode::kCheckpoint,
+                fmt::format("the file has {} bytes, the manifest says {}", file.size(), bytes), path);
+  }
+  return file;
+}
+
+}  // namespace
+
+size_t chunk_bytes(int64_t bytes_of_a_unit) {
+  constexpr int64_t kAbout = int64_t{1} << 20;
+  return static_cast<size_t>(std::max<int64_t>(1, kAbout / bytes_of_a_unit) * bytes_of_a_unit);
+}
+
+FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher) {
+  const ShardLayout& layout = write.schema.layout;
+  const auto views = index_of(write.schema, write.views);
+  const ShardFilePlan& plan = write.plan;
+  FileRecord record;
+  record.name = plan.name;
+  record.rank = write.rank;
+  record.bytes = plan.header.data_offset + plan.header.data_bytes;
+
+  Xxh3 file_hash;
+  Xxh3 tensor_hash;
+  OutputFile file(write.file_system, join(write.folder, plan.name));
+  file.write(bytes_of(plan.header_bytes));
+  file_hash.add(bytes_of(plan.header_bytes));
+  for (size_t i = 0; i < plan.entries.size(); ++i) {
+    const ShardEntry& entry = plan.entries[i];
+    const StateRecord& state = write.schema.state(entry.tensor, entry.state);
+    const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
+    const size_t chunk = chunk_bytes(bytes_of_a_unit);
+    tensor_hash.reset();
+    std::span<const std::byte> rest = views[static_cast<size_t>(entry.tensor)][entry.state]->bytes;
+    for (int64_t unit = entry.rows.first / layout.unit_rows(entry.tensor); !rest.empty();
+         unit += static_cast<int64_t>(chunk) / bytes_of_a_unit) {
+      const auto bytes = rest.first(std::min(chunk, rest.size()));
+      file_hash.add(bytes);
+      tensor_hash.add(bytes);
+      hasher.add(
+          {layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, bytes});
+      file.write(bytes);
+      rest = rest.subspan(bytes.size());
+    }
+    const SafetensorsEntry& tensor = plan.header.entries[i];
+    record.tensors.push_back({tensor.name, tensor.bytes(), tensor_hash.digest()});
+  }
+  file.finish();
+  record.hash = file_hash.digest();
+  return record;
+}
+
+uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan) {
+  const SafetensorsHeader header = read_safetensors_header(file);
+  const auto& wanted = plan.header.entries;
+  for (size_t i = 0; i < std::max(wanted.size(), header.entries.size()); ++i) {
+    if (i >= wanted.size() || i >= header.entries.size() || header.entries[i] != wanted[i]) {
+      const auto name = i < wanted.size() ? wanted[i].name : header.entries[i].name;
+      throw Error(ExitCode::kCheckpoint,
+                  fmt::format("tensor {}: name, dtype, shape or place in the file are not what the "
+                              "manifest says",
+                              quoted(name)),
+                  file.path());
+    }
+  }
+  const auto shards = header.metadata.find("shards");
+  if (shards == header.metadata.end() || shards->second != plan.header.metadata.at("shards")) {
+    throw Error(ExitCode::kCheckpoint, "__metadata__: the rows are not those of this rank",
+                file.path());
+  }
+  return header.data_offset;
+}
+
+void check_record(const FileRecord& record, const ShardFilePlan& plan, const std::string& where) {
+  const bool same = std::ranges::equal(
+      record.tensors, plan.header.entries, [](const TensorHash& a, const SafetensorsEntry& b) {
+        return a.name == b.name && a.bytes == b.bytes();
+      });
+  if (same) return;
+  throw Error(ExitCode::kCheckpoint,
+              "bad manifest: the tensors listed for this file are not those of its rank", where);
+}
+
+ShardFileReader::ShardFileReader(FileSystem& file_system, const std::string& folder,
+                                 const Manifest& manifest, FileKind kind, int rank)
+    : manifest_(manifest),
+      plan_(plan_file(manifest.schema, kind, rank)),
+      record_(manifest.file(kind, rank)),
+      file_(open_with_size(file_system, join(folder, record_.name), record_.bytes)),
+      data_offset_(check_shard_header(file_, plan_)) {
+  check_record(record_, plan_, file_.path());
+}
+
+void ShardFileReader::read(size_t index, RowRange rows, std::span<std::byte> bytes) const {
+  const ShardEntry& entry = plan_.entries[index];
+  const ShardLayout& layout = manifest_.schema.layout;
+  const StateRecord& state = manifest_.schema.state(entry.tensor, entry.state);
+  const SafetensorsEntry& tensor = plan_.header.entries[index];
+  const int64_t skipped =
+      bytes_of_rows(layout, entry.tensor, state, rows.first - entry.rows.first);
+  file_.read(data_offset_ + tensor.begin + static_cast<uint64_t>(skipped), bytes);
+
+  if (rows.count == entry.rows.count && xxh3_128(bytes) != record_.tensors[index].hash) {
+    throw Error(ExitCode::kCheckpoint,
+                fmt::format("tensor {}: its bytes are not those that were saved",
+                            quoted(tensor.name)),
+                file_.path(), "`flashshard verify` lists the damage; resume from another checkpoint");
+  }
+}
+
+}  // namespace flashshard::checkpoint

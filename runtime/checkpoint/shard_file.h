@@ -1,0 +1,57 @@
+// One rank's safetensors file: written from its shard views, read back by rows.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "optim/sharded_state.h"
+#include "runtime/checkpoint/file_system.h"
+#include "runtime/checkpoint/hash.h"
+#include "runtime/checkpoint/manifest.h"
+#include "runtime/checkpoint/schema.h"
+
+namespace flashshard::checkpoint {
+
+struct ShardFileWrite {
+  FileSystem& file_system;
+  const std::string& folder;
+  const Schema& schema;
+  const ShardFilePlan& plan;
+  int rank = 0;
+  std::span<const ShardTensorView> views;
+};
+/// Writes the file, makes its bytes durable and adds its units to the logical hash.
+FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);
+
+/// Bytes of a piece of work on a state, in whole units: about a mebibyte, so that what is hashed is still in the cache.
+size_t chunk_bytes(int64_t bytes_of_a_unit);
+
+/// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor and field.
+/// Returns where the data begins.
+uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan);
+
+/// The manifest's record of a file lists the tensors of its schema; throws Error(kCheckpoint).
+void check_record(const FileRecord& record, const ShardFilePlan& plan, const std::string& where);
+
+class ShardFileReader {
+ public:
+  /// Opens the file and checks size and header against the manifest. Throws Error(kCheckpoint) naming the file.
+  ShardFileReader(FileSystem& file_system, const std::string& folder, const Manifest& manifest,
+                  FileKind kind, int rank);
+
+  std::span<const ShardEntry> entries() const { return plan_.entries; }
+  /// Copies rows of entry `index` into `bytes`: whole units within the entry's rows. Where that is the whole entry, its
+  /// hash is checked; a part is covered by the logical hash of what is loaded.
+  void read(size_t index, RowRange rows, std::span<std::byte> bytes) const;
+
+ private:
+  const Manifest& manifest_;
+  ShardFilePlan plan_;
+  const FileRecord& record_;
+  InputFile file_;
+  uint64_t data_offset_;
+};
+
+}  // namespace flashshard::checkpoint

@@ -1,0 +1,36 @@
+// The loss of a model on held-out text: every token of the split counts once, whatever the world
+// size.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+
+#include "comm/communicator.h"
+#include "runtime/data/token_dataset.h"
+#include "runtime/model/model.h"
+
+namespace flashshard {
+
+struct EvaluationRequest {
+  int64_t micro_batch = 1;      // sequences at once; at most what the model was made for
+  int64_t sequence_length = 0;  // tokens
+  int64_t most_sequences = 0;   // 0: the whole split
+};
+
+struct Evaluation {
+  double loss_sum = 0;  // nats
+  int64_t tokens = 0;
+
+  double mean_loss() const { return loss_sum / static_cast<double>(tokens); }
+  double perplexity() const { return std::exp(mean_loss()); }
+  /// Of a byte vocabulary: one token is one byte.
+  double bits_per_token() const { return mean_loss() / std::numbers::ln2; }
+};
+
+/// Collective: rank r takes micro-batches r, r + N, ...; sums are added in rank order. Throws
+/// Error(kBadData).
+Evaluation evaluate(Communicator& communicator, Model& model, const data::TokenDataset& dataset,
+                    const EvaluationRequest& request);
+
+}  // namespace flashshard

@@ -1,0 +1,42 @@
+// A model read from a checkpoint for evaluation and text: weights alone, no gradients, no optimizer state.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/backend.h"
+#include "optim/memory.h"
+#include "proto/run.pb.h"
+#include "runtime/model/llama.h"
+
+namespace flashshard {
+
+class TrainedModel {
+ public:
+  enum class Use : uint8_t { kBatches, kOneSequence };
+
+  /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete). Throws Error(kUsage, kCheckpoint,
+  /// kOutOfSpace). The communicator only tells how many ranks share this host's cores.
+  TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use);
+
+  Model& model() { return *model_; }
+  const std::string& path() const { return path_; }
+  int64_t step() const { return step_; }
+  /// Sequences that the model takes at once.
+  int64_t batch() const { return batch_; }
+  /// Throws Error(kUsage) when text of another vocabulary is to be read.
+  void require_vocabulary(int64_t vocab_size) const;
+
+ private:
+  std::string path_;
+  int64_t step_ = 0;
+  int64_t batch_ = 1;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<MemoryLedger> ledger_;
+  std::unique_ptr<Llama> model_;
+};
+
+}  // namespace flashshard

@@ -1,0 +1,469 @@
+#include "runtime/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "optim/schedule.h"
+#include "runtime/agreement.h"
+#include "runtime/config/run_config.h"
+#include "runtime/data/micro_batch_schedule.h"
+#include "runtime/data/prefetcher.h"
+#include "runtime/data/sequence_sampler.h"
+#include "runtime/data/token_dataset.h"
+#include "runtime/engine.h"
+#include "runtime/evaluate.h"
+#include "runtime/metrics/process_memory.h"
+#include "runtime/metrics/status_file.h"
+#include "runtime/run_checkpoint.h"
+#include "runtime/run_folder.h"
+#include "runtime/run_reporter.h"
+#include "runtime/stop_signal.h"
+
+namespace flashshard {
+namespace {
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  double milliseconds() const { return 1e3 * seconds(); }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+Schedule schedule_of(const proto::RunConfig& config) {
+  Schedule schedule;
+  switch (config.schedule().kind()) {
+    case proto::ScheduleKind::CONSTANT:
+      schedule.kind = ScheduleKind::kConstant;
+      break;
+    case proto::ScheduleKind::COSINE:
+      schedule.kind = ScheduleKind::kCosine;
+      break;
+    case proto::ScheduleKind::LINEAR:
+      schedule.kind = ScheduleKind::kLinear;
+      break;
+    case proto::ScheduleKind::WSD:
+      schedule.kind = ScheduleKind::kWsd;
+      break;
+  }
+  schedule.peak = config.optimizer().learning_rate();
+  schedule.steps = config.train().steps();
+  schedule.warmup_steps = config.schedule().warmup_steps();
+  schedule.final_fraction = config.schedule().final_fraction();
+  schedule.decay_fraction = config.schedule().decay_fraction();
+  return schedule;
+}
+
+/// What each rank tells the others once a step. Plain bytes: it is gathered as it is.
+struct RankReport {
+  double loss_sum = 0;
+  int64_t tokens = 0;
+  double data_ms = 0;
+  double forward_ms = 0;
+  double backward_ms = 0;
+  int64_t peak_bytes = 0;
+  int64_t stop_cause = 0;
+};
+
+/// A step's report of all ranks in one.
+struct StepReport {
+  double loss = 0;                                      // nats per token
+  double data_ms = 0, forward_ms = 0, backward_ms = 0;  // of the slowest rank in each
+  int64_t slowest_rank = 0;
+  int64_t peak_bytes = 0;
+  StopCause stop = StopCause::kNone;
+};
+
+StepReport combine(std::span<const RankReport> ranks) {
+  StepReport report;
+  double loss_sum = 0, longest = -1;
+  int64_t tokens = 0, stop = 0;
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    loss_sum += ranks[r].loss_sum;
+    tokens += ranks[r].tokens;
+    report.data_ms = std::max(report.data_ms, ranks[r].data_ms);
+    report.forward_ms = std::max(report.forward_ms, ranks[r].forward_ms);
+    report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
+    report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
+    stop = std::max(stop, ranks[r].stop_cause);
+    const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
+    if (own > longest) {
+      longest = own;
+      report.slowest_rank = static_cast<int64_t>(r);
+    }
+  }
+  report.loss = tokens > 0 ? loss_sum / static_cast<double>(tokens)
+                           : std::numeric_limits<double>::quiet_NaN();
+  report.stop = static_cast<StopCause>(stop);
+  return report;
+}
+
+class Trainer {
+ public:
+  Trainer(Communicator& communicator, const TrainRequest& request, RunFolder& folder,
+          metrics::StatusFile& status)
+      : communicator_(communicator),
+        config_(request.config),
+        resume_(request.resume),
+        folder_(folder),
+        status_(status),
+        reporter_(folder, communicator.rank()),
+        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()) {}
+
+  ExitCode run();
+  int64_t last_step() const { return progress_.step; }
+  void log_error(std::string_view message) { reporter_.log_error(message); }
+
+ private:
+  void open_data();
+  void start_or_resume();
+  void announce();
+  void report_memory(bool show);
+  StepReport compute_gradients();
+  StepReport exchange(const RankReport& own);
+  void one_step();
+  double validate(int64_t step);
+  void count_skip(const StepOutcome& outcome);
+  void save();
+  bool last() const { return progress_.step >= config_.train().steps(); }
+  bool due(int64_t every) const { return every > 0 && progress_.step % every == 0; }
+  void set_status(metrics::RunState state);
+  ExitCode finish(StopCause stop);
+
+  Communicator& communicator_;
+  proto::RunConfig config_;
+  std::string resume_;
+  RunFolder& folder_;
+  metrics::StatusFile& status_;
+  RunReporter reporter_;
+  StopSignal stop_signal_;
+
+  std::optional<data::TokenDataset> train_data_;
+  std::optional<data::TokenDataset> validation_data_;
+  std::optional<data::SequenceSampler> sampler_;
+  std::optional<data::MicroBatchSchedule> micro_batches_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<data::Prefetcher> prefetcher_;
+
+  RunProgress progress_;
+  int64_t consecutive_skips_ = 0;
+  StopCause stop_ = StopCause::kNone;
+  std::string checkpoint_;  // the last one saved
+  std::optional<double> validation_loss_;
+  double last_loss_ = std::numeric_limits<double>::quiet_NaN();
+  int64_t peak_bytes_ = 0;
+  int64_t local_tokens_ = 0;  // what this rank's gradients of the step sum over
+  int64_t tokens_here_ = 0;   // trained in this process
+  Stopwatch clock_;
+};
+
+ExitCode Trainer::run() {
+  run_and_agree(communicator_, "the opening of the data", [&] { open_data(); });
+  run_and_agree(communicator_, "the allocation of memory", [&] {
+    engine_ = std::make_unique<Engine>(communicator_, config_, train_data_->vocab_size());
+  });
+  start_or_resume();
+  run_and_agree(communicator_, "the opening of the run's files", [&] {
+    reporter_.begin(folder_, config_, progress_.step,
+                    engine_->model().flops_per_token(config_.train().sequence_length()),
+                    communicator_.world_size());
+    if (communicator_.rank() == 0) folder_.write_config(to_text(config_));
+  });
+  announce();
+  set_status(metrics::RunState::kRunning);
+  data::Prefetcher::Options prefetch;
+  prefetch.sequences = config_.train().micro_batch();
+  prefetch.sequence_length = config_.train().sequence_length();
+  prefetch.schedule = *micro_batches_;
+  prefetch.fill = [this](int64_t first, int64_t count, std::span<int32_t> inputs,
+                         std::span<int32_t> targets) {
+    sampler_->fill(first, count, inputs, targets);
+  };
+  if (!last()) prefetcher_ = std::make_unique<data::Prefetcher>(std::move(prefetch));
+  clock_ = Stopwatch();
+  while (!last() && stop_ == StopCause::kNone) one_step();
+  return finish(stop_);
+}
+
+void Trainer::open_data() {
+  train_data_.emplace(data::TokenDataset::open(config_.data().path(), data::Split::kTrain));
+  if (train_data_->manifest().token_count(data::Split::kValidation) > 0) {
+    validation_data_.emplace(
+        data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
+  }
+  data::SequenceSampler::Options options;
+  options.seed = config_.run().seed();
+  options.sequence_length = config_.train().sequence_length();
+  sampler_.emplace(*train_data_, options);
+}
+
+void Trainer::start_or_resume() {
+  progress_ = RunProgress();
+  progress_.data_fingerprint = train_data_->manifest().fingerprint();
+  std::string opened;
+  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_);
+  if (const auto resumed = checkpoint.resume(resume_, progress_, &opened)) {
+    progress_ = *resumed;
+    reporter_.info(fmt::format("resumed from {}: step {} of {}", opened, progress_.step,
+                               config_.train().steps()));
+  } else {
+    engine_->initialize(config_.run().seed());
+  }
+  data::MicroBatchSchedule::Options options;
+  options.global_batch = config_.train().global_batch();
+  options.micro_batch = config_.train().micro_batch();
+  options.rank = communicator_.rank();
+  options.world_size = communicator_.world_size();
+  options.first_sequence = progress_.sequences;
+  run_and_agree(communicator_, "the division of the batch",
+                [&] { micro_batches_.emplace(options); });
+}
+
+void Trainer::announce() {
+  reporter_.settings(config_);
+  const LlamaOptions& m = engine_->model_options();
+  metrics::ModelSummary summary;
+  summary.name = config_.model().preset().empty() ? "llama" : config_.model().preset();
+  summary.dtype = m.dtype == DType::kFP32 ? "fp32" : "bf16";
+  summary.layers = m.layers;
+  summary.hidden_size = m.hidden_size;
+  summary.attention_heads = m.heads;
+  summary.key_value_heads = m.kv_heads;
+  summary.vocabulary = m.vocab_size;
+  summary.parameters = engine_->parameters();
+  summary.sequence_length = config_.train().sequence_length();
+  summary.global_batch = config_.train().global_batch();
+  summary.ranks = communicator_.world_size();
+  reporter_.model(summary);
+  report_memory(true);
+}
+
+void Trainer::report_memory(bool show) {
+  std::vector<metrics::RankMemory> ranks(static_cast<size_t>(communicator_.world_size()));
+  metrics::RankMemory& own = ranks[static_cast<size_t>(communicator_.rank())];
+  own.predicted = engine_->predicted();
+  own.tagged = engine_->tagged();
+  own.seen_from_outside = metrics::read_process_memory().resident - engine_->resident_before();
+  gather_plain(communicator_, "the memory tables", std::span(ranks));
+  reporter_.memory(folder_, ranks, engine_->parameters(), show);
+}
+
+StepReport Trainer::compute_gradients() {
+  RankReport own;
+  ShardedOptimizer& optimizer = engine_->optimizer();
+  optimizer.begin_step(communicator_.world_size());
+  const int64_t count = micro_batches_->micro_batches_per_step();
+  const int head_layer = engine_->model_options().layers + 1;
+  for (int64_t k = 0; k < count; ++k) {
+    const data::MicroBatch& batch = prefetcher_->next();
+    const Stopwatch watch;
+    double forward_ms = 0, reduce_ms = 0;
+    LayerHooks hooks;
+    hooks.after_layer_backward = [&](int layer) {
+      if (layer == head_layer) forward_ms = watch.milliseconds();
+      if (k + 1 < count) return;  // gradients are final with the last micro-batch
+      const Stopwatch reduction;
+      optimizer.layer_ready(layer);
+      reduce_ms += reduction.milliseconds();
+    };
+    const LossResult loss = engine_->forward_backward(
+        {batch.inputs, batch.targets, batch.sequences, config_.train().sequence_length()}, hooks,
+        k == 0);
+    own.loss_sum += loss.loss_sum;
+    own.tokens += loss.token_count;
+    own.forward_ms += forward_ms;
+    own.backward_ms += watch.milliseconds() - forward_ms - reduce_ms;
+  }
+  own.data_ms = prefetcher_->take_wait_ms();
+  own.peak_bytes = metrics::read_process_memory().peak_resident;
+  own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
+  local_tokens_ = own.tokens;
+  return exchange(own);
+}
+
+StepReport Trainer::exchange(const RankReport& own) {
+  std::vector<RankReport> ranks(static_cast<size_t>(communicator_.world_size()));
+  ranks[static_cast<size_t>(communicator_.rank())] = own;
+  gather_plain(communicator_, "the reports of a step", std::span(ranks));
+  return combine(ranks);
+}
+
+void Trainer::one_step() {
+  const Stopwatch watch;
+  const double learning_rate = schedule_of(config_).learning_rate(progress_.step);
+  const StepReport report = compute_gradients();
+  const StepOutcome outcome = engine_->optimizer().step(learning_rate, local_tokens_);
+  const double seconds = watch.seconds();
+
+  ++progress_.step;
+  progress_.sequences += config_.train().global_batch();
+  progress_.tokens += outcome.tokens;
+  tokens_here_ += outcome.tokens;
+  last_loss_ = report.loss;
+  peak_bytes_ = std::max(peak_bytes_, report.peak_bytes);
+  stop_ = report.stop;
+
+  metrics::StepMetrics line;
+  line.step = progress_.step;
+  line.loss = report.loss;
+  line.grad_norm = outcome.gradient_norm;
+  line.clip_coefficient = outcome.clip_coefficient;
+  line.learning_rate = learning_rate;
+  line.tokens = progress_.tokens;
+  line.tokens_per_second = static_cast<double>(outcome.tokens) / seconds;
+  line.step_ms = 1e3 * seconds;
+  line.data_ms = report.data_ms;
+  line.forward_ms = report.forward_ms;
+  line.backward_ms = report.backward_ms;
+  line.reduce_ms = outcome.reduce_ms;
+  line.update_ms = outcome.update_ms;
+  line.gather_ms = outcome.gather_ms;
+  line.exposed_comm_ms = outcome.reduce_ms + outcome.gather_ms;
+  line.slowest_rank = report.slowest_rank;
+  line.peak_bytes = peak_bytes_;
+  line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
+  if (!outcome.applied) ++progress_.skipped_steps;
+  line.skipped_steps = progress_.skipped_steps;
+  if (last() || due(config_.train().validate_every()))
+    line.validation_loss = validate(progress_.step);
+  reporter_.step(line);
+  count_skip(outcome);
+  set_status(metrics::RunState::kRunning);
+  if (stop_ != StopCause::kNone || due(config_.checkpoint().every()) ||
+      (last() && config_.checkpoint().at_end())) {
+    save();
+  }
+}
+
+void Trainer::count_skip(const StepOutcome& outcome) {
+  if (outcome.applied) {
+    consecutive_skips_ = 0;
+    return;
+  }
+  ++consecutive_skips_;
+  reporter_.warning(
+      fmt::format("step {} was skipped: {}; the state is unchanged", progress_.step,
+                  outcome.tokens == 0 ? "it held no counted token" : "a gradient was not finite"));
+  if (consecutive_skips_ < config_.optimizer().max_consecutive_skips()) return;
+  throw AgreedError(ExitCode::kNonFinite,
+                    fmt::format("{} steps in a row had non-finite gradients, the last one step {}. "
+                                "Hint: lower optimizer.learning_rate or look at the data; the last "
+                                "checkpoint is from before",
+                                consecutive_skips_, progress_.step));
+}
+
+double Trainer::validate(int64_t step) {
+  if (!validation_data_) return std::numeric_limits<double>::quiet_NaN();
+  const Stopwatch watch;
+  const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
+                                  config_.train().validation_sequences()};
+  const Evaluation result = evaluate(communicator_, engine_->model(), *validation_data_, request);
+  validation_loss_ = result.mean_loss();
+  reporter_.validation(step, *validation_loss_,
+                       static_cast<double>(result.tokens) / watch.seconds());
+  return *validation_loss_;
+}
+
+void Trainer::save() {
+  set_status(metrics::RunState::kSaving);
+  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_);
+  checkpoint_ = checkpoint.save(progress_);
+  reporter_.info(fmt::format("saved {}", checkpoint_));
+  set_status(metrics::RunState::kRunning);
+}
+
+void Trainer::set_status(metrics::RunState state) {
+  metrics::RankStatus status;
+  status.state = state;
+  status.last_step = progress_.step;
+  status_.set(status);
+}
+
+ExitCode Trainer::finish(StopCause stop) {
+  report_memory(false);
+  metrics::RunSummary summary;
+  summary.outcome = stop == StopCause::kNone ? "done" : fmt::format("stopped by {}", name_of(stop));
+  summary.steps = progress_.step;
+  summary.skipped_steps = progress_.skipped_steps;
+  summary.tokens = progress_.tokens;
+  summary.seconds = clock_.seconds();
+  summary.tokens_per_second = static_cast<double>(tokens_here_) / std::max(summary.seconds, 1e-9);
+  summary.loss = last_loss_;
+  summary.validation_loss = validation_loss_;
+  summary.peak_bytes = peak_bytes_;
+  summary.checkpoint = checkpoint_;
+  reporter_.summary(summary);
+
+  const ExitCode code = stop == StopCause::kNone ? ExitCode::kDone : ExitCode::kStopped;
+  metrics::RankStatus status;
+  status.state = stop == StopCause::kNone ? metrics::RunState::kDone : metrics::RunState::kStopped;
+  status.exit_code = code;
+  status.reason = stop == StopCause::kNone ? "" : summary.outcome;
+  status.last_step = progress_.step;
+  status_.set(status);
+  if (stop != StopCause::kNone) stop_signal_.honoured();
+  return code;
+}
+
+/// Rank 0 creates the folder, the others join it: all fail together, with rank 0's reason.
+RunFolder open_folder(Communicator& communicator, const std::string& directory) {
+  std::optional<RunFolder> folder;
+  RunTicket ticket = {};
+  run_and_agree(communicator, "the opening of run.dir", [&] {
+    if (communicator.rank() != 0) return;
+    folder.emplace(RunFolder::create(directory));
+    ticket = folder->ticket();
+  });
+  communicator.broadcast(std::as_writable_bytes(std::span(ticket)), 0)
+      .wait("the ticket of run.dir");
+  run_and_agree(communicator, "the joining of run.dir", [&] {
+    if (communicator.rank() != 0) folder.emplace(RunFolder::join(directory, ticket));
+  });
+  return std::move(*folder);
+}
+
+}  // namespace
+
+ExitCode train(Communicator& communicator, const TrainRequest& request) {
+  RunFolder folder = open_folder(communicator, request.config.run().dir());
+  metrics::StatusFile status(folder.status_path(communicator.rank()));
+  int64_t last_step = 0;
+  const auto failed = [&](ExitCode code, const std::string& reason) {
+    metrics::RankStatus s;
+    s.state = metrics::RunState::kFailed;
+    s.exit_code = code;
+    s.reason = reason;
+    s.last_step = last_step;
+    status.try_set(s);
+  };
+  std::optional<Trainer> trainer;
+  try {
+    run_and_agree(communicator, "the opening of the log", [&] {
+      status.set({});
+      trainer.emplace(communicator, request, folder, status);
+    });
+    return trainer->run();
+  } catch (const Error& error) {
+    if (trainer) {
+      last_step = trainer->last_step();
+      trainer->log_error(error.what());
+    }
+    failed(error.code(), error.what());
+    throw;
+  } catch (const std::exception& error) {
+    if (trainer) last_step = trainer->last_step();
+    failed(ExitCode::kInternal, error.what());
+    throw;
+  }
+}
+
+}  // namespace flashshard
