@@ -45,7 +45,7 @@ void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) {
 
 std::vector<int64_t> read_values(std::span<const std::byte> bytes) {
   std::vector<int64_t> values(bytes.size() / sizeof(int64_t));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  copy_bytes(reinterpret_cast<std::byte*>(values.data()), bytes.data(), bytes.size());
   return values;
 }
 

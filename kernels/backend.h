@@ -1,13 +1,16 @@
-// The catalogue of operations: what a device can do, with shapes and dtypes. One implementation per device.
+// The catalogue of operations: what a device can do, with shapes and dtypes. One implementation per
+// device.
 //
 // Conventions
-//   T  tokens of a micro-batch (sequences x sequence length), H  hidden size, F  feed-forward size, V  vocabulary
-//   A, K  query and key/value heads, D  head dimension, Q = (A + 2K) * D  width of a row of q‖k‖v
+//   T  tokens of a micro-batch (sequences x sequence length), H  hidden size, F  feed-forward size,
+//   V  vocabulary A, K  query and key/value heads, D  head dimension, Q = (A + 2K) * D  width of a
+//   row of q‖k‖v
 // Storage is bf16, or fp32 everywhere (`model.dtype: FP32`); arithmetic and accumulation are fp32.
-// A weight gradient may be fp32 where the weight is bf16 (local accumulation). All tensors are row-major views.
-// Calls are asynchronous on the backend's stream unless a comment says otherwise; synchronize() waits.
-// Memory comes from the caller; `workspace_bytes` tells what a call needs and `bind_workspace` hands it over.
-// Sizes are checked by the caller's layout; implementations assert them.
+// A weight gradient may be fp32 where the weight is bf16 (local accumulation). All tensors are
+// row-major views. Calls are asynchronous on the backend's stream unless a comment says otherwise;
+// synchronize() waits. Memory comes from the caller; `workspace_bytes` tells what a call needs and
+// `bind_workspace` hands it over. Sizes are checked by the caller's layout; implementations assert
+// them.
 #pragma once
 
 #include <cstddef>
@@ -37,14 +40,16 @@ struct EmbeddingForward {
   Tensor table;   // (V, H)
   Tensor tokens;  // (T) int32 in [0, V)
 };
-/// grad_table[tokens[t]] += grad_out[t], in order of t for every row, summed in fp32 per row and added once.
+/// grad_table[tokens[t]] += grad_out[t], in order of t for every row, summed in fp32 per row and
+/// added once.
 struct EmbeddingBackward {
   Tensor grad_table;  // (V, H) bf16 or fp32; rows without tokens stay as they are
   Tensor grad_out;    // (T, H)
   Tensor tokens;      // (T) int32
 };
 
-/// sum = x + delta; out = sum / rms(sum) * weight, rms = sqrt(mean(sum^2) + epsilon).
+/// sum = x + delta; out = sum / rms(sum) * weight, rms = sqrt(mean(sum^2) + epsilon). The stored (rounded) sum is what is
+/// normalised, so a second call on it alone gives the same bits: backward recomputes `out` instead of keeping it.
 struct RmsNormForward {
   Tensor out;          // (T, H)
   Tensor inverse_rms;  // (T) fp32
@@ -64,34 +69,35 @@ struct RmsNormBackward {
   Tensor weight;       // (H)
 };
 
-/// Rotates the q and k heads of each row in place, half-split pairs (i, i + D/2) as Hugging Face has it.
+/// Rotates the q and k heads of each row in place, half-split pairs (i, i + D/2) as Hugging Face
+/// has it.
 struct Rope {
-  Tensor qkv;            // (T, Q)
-  Tensor cosine_sine;    // (positions, D) fp32: D/2 cosines then D/2 sines per position
+  Tensor qkv;                   // (T, Q)
+  Tensor cosine_sine;           // (positions, D) fp32: D/2 cosines then D/2 sines per position
   int64_t sequence_length = 0;  // the position of row t is first_position + t mod sequence_length
   int64_t first_position = 0;
   int heads = 0, kv_heads = 0, head_dim = 0;
   bool inverse = false;  // the backward: rotate by the negative angle
 };
 
-/// Causal attention with grouped key/value heads, softmax(q k^T / sqrt(D)) v per sequence; online softmax in
-/// tiles, so no T x T matrix exists for a batch.
+/// Causal attention with grouped key/value heads, softmax(q k^T / sqrt(D)) v per sequence; online
+/// softmax in tiles, so no T x T matrix exists for a batch.
 struct AttentionShape {
   int64_t sequences = 0, sequence_length = 0;  // T = sequences * sequence_length
   int heads = 0, kv_heads = 0, head_dim = 0;
 };
 struct AttentionForward {
-  Tensor out;            // (T, A*D)
-  Tensor log_sum_exp;    // (T, A) fp32, for the backward
-  Tensor qkv;            // (T, Q), q and k already rotated
+  Tensor out;          // (T, A*D)
+  Tensor log_sum_exp;  // (T, A) fp32, for the backward
+  Tensor qkv;          // (T, Q), q and k already rotated
   AttentionShape shape;
 };
 struct AttentionBackward {
-  Tensor grad_qkv;       // (T, Q), written; gradients of the rotated q and k
-  Tensor grad_out;       // (T, A*D)
-  Tensor out;            // (T, A*D)
-  Tensor log_sum_exp;    // (T, A) fp32
-  Tensor qkv;            // (T, Q)
+  Tensor grad_qkv;     // (T, Q), written; gradients of the rotated q and k
+  Tensor grad_out;     // (T, A*D)
+  Tensor out;          // (T, A*D)
+  Tensor log_sum_exp;  // (T, A) fp32
+  Tensor qkv;          // (T, Q)
   AttentionShape shape;
 };
 
@@ -106,9 +112,10 @@ struct SwiGluBackward {
   Tensor gate_up;       // (T, 2F)
 };
 
-/// Language-model head and loss in one: logits = hidden * weight^T, never all of them at once (chunks over V).
-/// loss_sum = sum over tokens with target >= 0 of (logsumexp(logits) - logits[target]), fp64, in order of t.
-/// With gradients: of that SUM, not of a mean; the caller scales by 1 / token count in the update.
+/// Language-model head and loss in one: logits = hidden * weight^T, never all of them at once
+/// (chunks over V). loss_sum = sum over tokens with target >= 0 of (logsumexp(logits) -
+/// logits[target]), fp64, in order of t. With gradients: of that SUM, not of a mean; the caller
+/// scales by 1 / token count in the update.
 struct CrossEntropy {
   double* loss_sum = nullptr;      // host memory, written; the call synchronises when it is set
   int64_t* token_count = nullptr;  // host memory, written: targets >= 0
@@ -120,21 +127,23 @@ struct CrossEntropy {
   bool accumulate_weight = false;  // grad_weight += instead of =
 };
 
-/// Left fold in fp32 over inputs[0], inputs[1], ...: ((i0 + i1) + i2) + ..., rounded once to the output's dtype.
-/// Starts at i0, never at +0. Inputs and output are bf16 or fp32; `out` may be one of the inputs.
+/// Left fold in fp32 over inputs[0], inputs[1], ...: ((i0 + i1) + i2) + ..., rounded once to the
+/// output's dtype. Starts at i0, never at +0. Inputs and output are bf16 or fp32; `out` may be one
+/// of the inputs.
 struct Fold {
-  Tensor out;                            // (n)
-  std::span<const void* const> inputs;   // each (n) of input_dtype
+  Tensor out;                           // (n)
+  std::span<const void* const> inputs;  // each (n) of input_dtype
   DType input_dtype = DType::kBF16;
 };
 
-/// Exact sum of squares (docs/numerics.md): ten int64 limbs of base 2^32, unit 2^-149, added into; and the count
-/// of groups of 32 holding an element whose magnitude is 2^60 or more (NaN and infinity included). Groups start
-/// at element 0 of each tensor, so a tensor here starts at a group boundary of its parameter. Synchronises.
+/// Exact sum of squares (docs/numerics.md): ten int64 limbs of base 2^32, unit 2^-149, added into;
+/// and the count of groups of 32 holding an element whose magnitude is 2^60 or more (NaN and
+/// infinity included). Groups start at element 0 of each tensor, so a tensor here starts at a group
+/// boundary of its parameter. Synchronises.
 struct ExactNorm {
-  std::span<const Tensor> tensors;       // bf16 or fp32
-  std::span<int64_t, 10> limbs;          // host memory, accumulated
-  int64_t* nonfinite_groups = nullptr;   // host memory, accumulated
+  std::span<const Tensor> tensors;      // bf16 or fp32
+  std::span<int64_t, 10> limbs;         // host memory, accumulated
+  int64_t* nonfinite_groups = nullptr;  // host memory, accumulated
 };
 
 class Backend {
@@ -144,7 +153,8 @@ class Backend {
   Backend& operator=(const Backend&) = delete;
 
   virtual std::string_view name() const = 0;  // "cpu", "cuda"
-  /// What the bits of forward and backward depend on besides the inputs: instruction set, BLAS build, threads.
+  /// What the bits of forward and backward depend on besides the inputs: instruction set, BLAS
+  /// build, threads.
   virtual std::string_view environment() const = 0;
 
   // Memory. allocate returns zeroed memory aligned to 256 bytes and throws Error(kOutOfSpace).
@@ -155,6 +165,8 @@ class Backend {
   virtual void synchronize() = 0;
 
   // Scratch memory of the calls below: the maximum over the calls that will be made, bound once.
+  // Only shapes and dtypes are read here, so the tensors' pointers may be null; a smaller call of
+  // the same kind needs no more.
   virtual size_t workspace_bytes(const MatMul& call) const = 0;
   virtual size_t workspace_bytes(const AttentionForward& call) const = 0;
   virtual size_t workspace_bytes(const AttentionBackward& call) const = 0;
@@ -187,9 +199,18 @@ class Backend {
   Backend() = default;
 };
 
+/// Which library multiplies matrices on the CPU (docs/cpu-backend.md).
+enum class GemmLibrary : uint8_t {
+  kAuto,  // oneDNN for bf16 by bf16 where the processor multiplies bf16 natively, OpenBLAS for the
+          // rest
+  kOpenBlas,  // OpenBLAS alone
+  kOneDnn,    // as kAuto, but an Error(kUsage) where oneDNN or the instructions are missing
+};
 struct CpuOptions {
   int threads = 1;  // of this rank; > 0
+  GemmLibrary gemm = GemmLibrary::kAuto;
 };
+/// Throws Error(kUsage) for options that cannot be met here.
 std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
 
 }  // namespace flashshard

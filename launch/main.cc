@@ -1,5 +1,5 @@
-// flashshard: the front door. Parses the command line, runs one subcommand, and turns every failure into one clear line
-// and a documented exit code.
+// flashshard: the front door. Parses the command line, runs one subcommand, and turns every failure
+// into one clear line and a documented exit code.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>

@@ -1,4 +1,5 @@
-// A model read from a checkpoint for evaluation and text: weights alone, no gradients, no optimizer state.
+// A model read from a checkpoint for evaluation and text: weights alone, no gradients, no optimizer
+// state.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,9 @@ class TrainedModel {
  public:
   enum class Use : uint8_t { kBatches, kOneSequence };
 
-  /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete). Throws Error(kUsage, kCheckpoint,
-  /// kOutOfSpace). The communicator only tells how many ranks share this host's cores.
+  /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete).
+  /// Throws Error(kUsage, kCheckpoint, kOutOfSpace). The communicator only tells how many ranks
+  /// share this host's cores.
   TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use);
 
   Model& model() { return *model_; }

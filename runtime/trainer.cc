@@ -200,6 +200,10 @@ void Trainer::open_data() {
     validation_data_.emplace(
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
+  // Resolved here and saved with the run: a trained model must know its vocabulary without the data.
+  if (config_.model().vocab_size() == 0) {
+    config_.mutable_model()->set_vocab_size(train_data_->vocab_size());
+  }
   data::SequenceSampler::Options options;
   options.seed = config_.run().seed();
   options.sequence_length = config_.train().sequence_length();
@@ -207,14 +211,10 @@ void Trainer::open_data() {
 }
 
 void Trainer::start_or_resume() {
-  progress_ = RunProgress();
+  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_, reporter_);
   progress_.data_fingerprint = train_data_->manifest().fingerprint();
-  std::string opened;
-  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_);
-  if (const auto resumed = checkpoint.resume(resume_, progress_, &opened)) {
+  if (const auto resumed = checkpoint.resume(resume_, progress_.data_fingerprint)) {
     progress_ = *resumed;
-    reporter_.info(fmt::format("resumed from {}: step {} of {}", opened, progress_.step,
-                               config_.train().steps()));
   } else {
     engine_->initialize(config_.run().seed());
   }
@@ -375,9 +375,7 @@ double Trainer::validate(int64_t step) {
 
 void Trainer::save() {
   set_status(metrics::RunState::kSaving);
-  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_);
-  checkpoint_ = checkpoint.save(progress_);
-  reporter_.info(fmt::format("saved {}", checkpoint_));
+  checkpoint_ = RunCheckpoint(communicator_, folder_, config_, *engine_, reporter_).save(progress_);
   set_status(metrics::RunState::kRunning);
 }
 

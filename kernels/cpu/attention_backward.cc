@@ -1,6 +1,8 @@
-// Causal attention backward in tiles (FlashAttention-2, arXiv 2307.08691): probabilities are rebuilt from the stored
-// log-sum-exp. With S = scaled q k^T, P = exp(S - lse), delta = rowsum(dO * O):
-//   dV = P^T dO,  dP = dO V^T,  dS = P * (dP - delta),  dQ = dS K / sqrt(D),  dK = dS^T (q / sqrt(D)).
+// Causal attention backward in tiles (FlashAttention-2, arXiv 2307.08691): probabilities are
+// rebuilt from the stored log-sum-exp. With S = scaled q k^T, P = exp(S - lse), delta = rowsum(dO *
+// O):
+//   dV = P^T dO,  dP = dO V^T,  dS = P * (dP - delta),  dQ = dS K / sqrt(D),  dK = dS^T (q /
+//   sqrt(D)).
 #include <cmath>
 #include <limits>
 
@@ -16,7 +18,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace flashshard::cpu::HWY_NAMESPACE {
 
-/// Scratch of one task. The first five hold a whole sequence, tile after tile; a panel is (tile, padded_dim).
+/// Scratch of one task. The first five hold a whole sequence, tile after tile; a panel is (tile,
+/// padded_dim).
 struct BackwardScratch {
   BackwardScratch(const AttentionGeometry& g, float* memory)
       : keys(memory),
@@ -41,14 +44,17 @@ struct BackwardScratch {
   float *log_sum_exp, *delta;          // per row of the query tile
 };
 
-/// probabilities = exp(scores - lse), 0 above the diagonal; grad_scores = probabilities * (grad_probabilities - delta).
-HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const BackwardScratch& s, bool diagonal) {
+/// probabilities = exp(scores - lse), 0 above the diagonal; grad_scores = probabilities *
+/// (grad_probabilities - delta).
+HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const BackwardScratch& s,
+                                      bool diagonal) {
   const auto step = static_cast<int64_t>(lanes());
   for (int64_t r = 0; r < g.tile; ++r) {
     float* probabilities = s.probabilities + r * g.tile;
     float* gradients = s.grad_scores + r * g.tile;
     if (diagonal) {
-      std::fill(probabilities + r + 1, probabilities + g.tile, -std::numeric_limits<float>::infinity());
+      std::fill(probabilities + r + 1, probabilities + g.tile,
+                -std::numeric_limits<float>::infinity());
     }
     const auto shift = broadcast(s.log_sum_exp[r]);
     const auto delta = broadcast(s.delta[r]);
@@ -60,28 +66,31 @@ HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const Backward
   }
 }
 
-/// Gradients that one query tile of one head gives to and gets from the key tiles up to the diagonal.
-HWY_INLINE void attend_backward(const AttentionGeometry& g, const BackwardScratch& s, int64_t query_tile) {
+/// Gradients that one query tile of one head gives to and gets from the key tiles up to the
+/// diagonal.
+HWY_INLINE void attend_backward(const AttentionGeometry& g, const BackwardScratch& s,
+                                int64_t query_tile) {
   std::fill(s.grad_query, s.grad_query + g.panel(), 0.0f);
   for (int64_t j = 0; j <= query_tile; ++j) {
     const int64_t panel = j * g.panel();
-    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + panel, s.probabilities, g.tile, g.tile,
-                  g.head_dim, false);
-    multiply_tile({s.grad_output, g.padded_dim, 1}, s.values_transposed + panel, s.grad_scores, g.tile,
+    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + panel, s.probabilities, g.tile,
                   g.tile, g.head_dim, false);
+    multiply_tile({s.grad_output, g.padded_dim, 1}, s.values_transposed + panel, s.grad_scores,
+                  g.tile, g.tile, g.head_dim, false);
     differentiate_softmax(g, s, j == query_tile);
-    multiply_tile({s.probabilities, 1, g.tile}, s.grad_output, s.grad_values + panel, g.tile, g.padded_dim,
+    multiply_tile({s.probabilities, 1, g.tile}, s.grad_output, s.grad_values + panel, g.tile,
+                  g.padded_dim, g.tile, true);
+    multiply_tile({s.grad_scores, 1, g.tile}, s.query, s.grad_keys + panel, g.tile, g.padded_dim,
                   g.tile, true);
-    multiply_tile({s.grad_scores, 1, g.tile}, s.query, s.grad_keys + panel, g.tile, g.padded_dim, g.tile,
-                  true);
-    multiply_tile({s.grad_scores, g.tile, 1}, s.keys + panel, s.grad_query, g.tile, g.padded_dim, g.tile,
-                  true);
+    multiply_tile({s.grad_scores, g.tile, 1}, s.keys + panel, s.grad_query, g.tile, g.padded_dim,
+                  g.tile, true);
   }
 }
 
 /// delta = rowsum(grad_output * output). Padded rows get lse = infinity, hence probability 0.
 HWY_INLINE void load_row_statistics(const AttentionBackward& call, const AttentionGeometry& g,
-                                    const BackwardScratch& s, int64_t first_row, int64_t rows, int64_t head) {
+                                    const BackwardScratch& s, int64_t first_row, int64_t rows,
+                                    int64_t head) {
   const auto step = static_cast<int64_t>(lanes());
   for (int64_t r = 0; r < g.tile; ++r) {
     const float* grad_output = s.grad_output + r * g.padded_dim;
@@ -91,8 +100,9 @@ HWY_INLINE void load_row_statistics(const AttentionBackward& call, const Attenti
       sum = hn::MulAdd(load(grad_output + c), load(output + c), sum);
     }
     s.delta[r] = sum_of_lanes(sum);
-    s.log_sum_exp[r] = r < rows ? call.log_sum_exp.as<const float>()[(first_row + r) * call.shape.heads + head]
-                                : std::numeric_limits<float>::infinity();
+    s.log_sum_exp[r] =
+        r < rows ? call.log_sum_exp.as<const float>()[(first_row + r) * call.shape.heads + head]
+                 : std::numeric_limits<float>::infinity();
   }
 }
 
@@ -114,7 +124,8 @@ HWY_INLINE void pack_keys_and_values(const AttentionBackward& call, const Attent
 
 template <class T>
 HWY_INLINE void backward_query_tile(const AttentionBackward& call, const AttentionGeometry& g,
-                                    const BackwardScratch& s, int64_t first_row, int64_t tile, int64_t head) {
+                                    const BackwardScratch& s, int64_t first_row, int64_t tile,
+                                    int64_t head) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(g.head_dim));
   const int64_t rows = g.rows_from(tile);
   const int64_t query = first_row * g.qkv_width + head * g.head_dim;
@@ -135,19 +146,22 @@ HWY_INLINE void backward(const AttentionBackward& call, int64_t task, float* mem
   pack_keys_and_values<T>(call, g, place, s);
   for (int64_t h = 0; h < g.group; ++h) {
     for (int64_t i = 0; i < g.tiles; ++i) {
-      backward_query_tile<T>(call, g, s, place.first_row + i * g.tile, i, place.kv_head * g.group + h);
+      backward_query_tile<T>(call, g, s, place.first_row + i * g.tile, i,
+                             place.kv_head * g.group + h);
     }
   }
   for (int64_t j = 0; j < g.tiles; ++j) {
     T* row = call.grad_qkv.as<T>() + (place.first_row + j * g.tile) * g.qkv_width;
     const int64_t rows = g.rows_from(j);
     unpack<T>(s.grad_keys + j * g.panel(), g, 1.0f, {row + place.key_offset, g.qkv_width, rows});
-    unpack<T>(s.grad_values + j * g.panel(), g, 1.0f, {row + place.value_offset, g.qkv_width, rows});
+    unpack<T>(s.grad_values + j * g.panel(), g, 1.0f,
+              {row + place.value_offset, g.qkv_width, rows});
   }
 }
 
 void attention_backward_task_impl(const AttentionBackward& call, int64_t task, float* scratch) {
-  call.qkv.dtype == DType::kBF16 ? backward<Bf16>(call, task, scratch) : backward<float>(call, task, scratch);
+  call.qkv.dtype == DType::kBF16 ? backward<Bf16>(call, task, scratch)
+                                 : backward<float>(call, task, scratch);
 }
 
 }  // namespace flashshard::cpu::HWY_NAMESPACE

@@ -1,4 +1,5 @@
-// Causal attention forward in tiles with an online softmax (FlashAttention-2, arXiv 2307.08691), grouped key/value heads.
+// Causal attention forward in tiles with an online softmax (FlashAttention-2, arXiv 2307.08691),
+// grouped key/value heads.
 #include <cmath>
 #include <limits>
 
@@ -26,15 +27,16 @@ struct ForwardScratch {
         sum(maximum + g.tile),
         rescale(sum + g.tile) {}
 
-  float* keys_transposed;  // per tile (padded_dim, tile)
-  float* values;           // per tile a panel
-  float* query;            // a panel, scaled by 1/sqrt(D)
-  float* output;           // a panel
-  float* scores;           // (tile, tile)
+  float* keys_transposed;          // per tile (padded_dim, tile)
+  float* values;                   // per tile a panel
+  float* query;                    // a panel, scaled by 1/sqrt(D)
+  float* output;                   // a panel
+  float* scores;                   // (tile, tile)
   float *maximum, *sum, *rescale;  // per row of the query tile
 };
 
-/// New running maximum of every row; `rescale` = exp(old maximum - new maximum), 0 on the first tile.
+/// New running maximum of every row; `rescale` = exp(old maximum - new maximum), 0 on the first
+/// tile.
 HWY_INLINE void update_maximum(const AttentionGeometry& g, const ForwardScratch& s, bool diagonal) {
   const auto step = static_cast<int64_t>(lanes());
   for (int64_t r = 0; r < g.tile; ++r) {
@@ -49,7 +51,8 @@ HWY_INLINE void update_maximum(const AttentionGeometry& g, const ForwardScratch&
   for (int64_t r = 0; r < g.tile; r += step) store(exp(load(s.rescale + r)), s.rescale + r);
 }
 
-/// Scores become unnormalised probabilities; earlier sums and outputs are brought to the new maximum.
+/// Scores become unnormalised probabilities; earlier sums and outputs are brought to the new
+/// maximum.
 HWY_INLINE void update_probabilities(const AttentionGeometry& g, const ForwardScratch& s) {
   const auto step = static_cast<int64_t>(lanes());
   for (int64_t r = 0; r < g.tile; ++r) {
@@ -64,7 +67,8 @@ HWY_INLINE void update_probabilities(const AttentionGeometry& g, const ForwardSc
     s.sum[r] = s.sum[r] * s.rescale[r] + sum_of_lanes(sum);
     const auto factor = broadcast(s.rescale[r]);
     float* output = s.output + r * g.padded_dim;
-    for (int64_t c = 0; c < g.padded_dim; c += step) store(hn::Mul(load(output + c), factor), output + c);
+    for (int64_t c = 0; c < g.padded_dim; c += step)
+      store(hn::Mul(load(output + c), factor), output + c);
   }
 }
 
@@ -74,18 +78,19 @@ HWY_INLINE void attend(const AttentionGeometry& g, const ForwardScratch& s, int6
   std::fill(s.sum, s.sum + g.tile, 0.0f);
   std::fill(s.output, s.output + g.panel(), 0.0f);
   for (int64_t j = 0; j <= query_tile; ++j) {
-    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + j * g.panel(), s.scores, g.tile, g.tile,
-                  g.head_dim, false);
+    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + j * g.panel(), s.scores, g.tile,
+                  g.tile, g.head_dim, false);
     update_maximum(g, s, j == query_tile);
     update_probabilities(g, s);
-    multiply_tile({s.scores, g.tile, 1}, s.values + j * g.panel(), s.output, g.tile, g.padded_dim, g.tile,
-                  true);
+    multiply_tile({s.scores, g.tile, 1}, s.values + j * g.panel(), s.output, g.tile, g.padded_dim,
+                  g.tile, true);
   }
 }
 
 template <class T>
 HWY_INLINE void write_output(const AttentionForward& call, const AttentionGeometry& g,
-                             const ForwardScratch& s, int64_t first_row, int64_t rows, int64_t head) {
+                             const ForwardScratch& s, int64_t first_row, int64_t rows,
+                             int64_t head) {
   for (int64_t r = 0; r < rows; ++r) {
     const auto inverse = broadcast(1.0f / s.sum[r]);
     const float* from = s.output + r * g.padded_dim;
@@ -93,7 +98,8 @@ HWY_INLINE void write_output(const AttentionForward& call, const AttentionGeomet
     for_each_vector(g.head_dim, [=](size_t i, size_t n) VECTOR_BODY {
       store_first(hn::Mul(load_first(from + i, n), inverse), to + i, n);
     });
-    call.log_sum_exp.as<float>()[(first_row + r) * call.shape.heads + head] = s.maximum[r] + std::log(s.sum[r]);
+    call.log_sum_exp.as<float>()[(first_row + r) * call.shape.heads + head] =
+        s.maximum[r] + std::log(s.sum[r]);
   }
 }
 
@@ -104,7 +110,8 @@ HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memor
   const ForwardScratch s(g, memory);
   const auto rows_at = [&](int64_t tile, int64_t offset) VECTOR_BODY {
     const int64_t row = place.first_row + tile * g.tile;
-    return HeadRows<const T>{call.qkv.as<const T>() + row * g.qkv_width + offset, g.qkv_width, g.rows_from(tile)};
+    return HeadRows<const T>{call.qkv.as<const T>() + row * g.qkv_width + offset, g.qkv_width,
+                             g.rows_from(tile)};
   };
   for (int64_t j = 0; j < g.tiles; ++j) {
     pack(rows_at(j, place.key_offset), g, 1.0f, s.query);
@@ -123,7 +130,8 @@ HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memor
 }
 
 void attention_forward_task_impl(const AttentionForward& call, int64_t task, float* scratch) {
-  call.qkv.dtype == DType::kBF16 ? forward<Bf16>(call, task, scratch) : forward<float>(call, task, scratch);
+  call.qkv.dtype == DType::kBF16 ? forward<Bf16>(call, task, scratch)
+                                 : forward<float>(call, task, scratch);
 }
 
 }  // namespace flashshard::cpu::HWY_NAMESPACE

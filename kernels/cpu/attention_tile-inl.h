@@ -1,7 +1,8 @@
-// Tiles of attention: the small fp32 product kernel, packing of heads into padded fp32 panels, transposition.
+// Tiles of attention: the small fp32 product kernel, packing of heads into padded fp32 panels,
+// transposition.
 //
-// Everything is padded with zeros, the head dimension to a multiple of 16 and the sequence to whole tiles, so no kernel has
-// a remainder. Included once per instruction set.
+// Everything is padded with zeros, the head dimension to a multiple of 16 and the sequence to whole
+// tiles, so no kernel has a remainder. Included once per instruction set.
 #if defined(FLASHSHARD_KERNELS_CPU_ATTENTION_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FLASHSHARD_KERNELS_CPU_ATTENTION_TILE_INL_H_
 #undef FLASHSHARD_KERNELS_CPU_ATTENTION_TILE_INL_H_
@@ -18,7 +19,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace flashshard::cpu::HWY_NAMESPACE {
 
-/// A left operand whose rows and columns lie any distance apart, so a transposed tile needs no copy.
+/// A left operand whose rows and columns lie any distance apart, so a transposed tile needs no
+/// copy.
 struct LeftOperand {
   const float* data;
   int64_t row_stride, column_stride;
@@ -60,9 +62,10 @@ HWY_INLINE void multiply_registers(LeftOperand a, const float* HWY_RESTRICT b, i
   }
 }
 
-/// c (rows, columns) (+)= a (rows, depth) * b (depth, columns); rows a multiple of 8, columns of 16; b and c contiguous.
-HWY_INLINE void multiply_tile(LeftOperand a, const float* b, float* c, int64_t rows, int64_t columns,
-                              int64_t depth, bool accumulate) {
+/// c (rows, columns) (+)= a (rows, depth) * b (depth, columns); rows a multiple of 8, columns of
+/// 16; b and c contiguous.
+HWY_INLINE void multiply_tile(LeftOperand a, const float* b, float* c, int64_t rows,
+                              int64_t columns, int64_t depth, bool accumulate) {
   const auto width = static_cast<int64_t>(lanes());
   int64_t column = 0;
   for (; column + 2 * width <= columns; column += 2 * width) {
@@ -89,7 +92,8 @@ struct HeadRows {
 
 /// panel (tile, padded_dim) = head * scale, zero where there is no element.
 template <class T>
-HWY_INLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float scale, float* panel) {
+HWY_INLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float scale,
+                     float* panel) {
   const auto factor = broadcast(scale);
   for (int64_t r = 0; r < g.tile; ++r) {
     float* to = panel + r * g.padded_dim;
@@ -107,7 +111,8 @@ HWY_INLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float s
 
 /// head = panel * scale, rounded once.
 template <class T>
-HWY_INLINE void unpack(const float* panel, const AttentionGeometry& g, float scale, HeadRows<T> head) {
+HWY_INLINE void unpack(const float* panel, const AttentionGeometry& g, float scale,
+                       HeadRows<T> head) {
   const auto factor = broadcast(scale);
   for (int64_t r = 0; r < std::min(g.tile, head.rows); ++r) {
     const float* from = panel + r * g.padded_dim;
@@ -141,9 +146,12 @@ HWY_INLINE void transpose(const float* HWY_RESTRICT from, int64_t rows, int64_t 
       const auto ef_high = hn::BitCast(pairs, hn::InterleaveUpper(four, e, f));
       float* target = to + c * rows + r;
       hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pairs, ab_low, ef_low)), four, target);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pairs, ab_low, ef_low)), four, target + rows);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pairs, ab_high, ef_high)), four, target + 2 * rows);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pairs, ab_high, ef_high)), four, target + 3 * rows);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pairs, ab_low, ef_low)), four,
+                 target + rows);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pairs, ab_high, ef_high)), four,
+                 target + 2 * rows);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pairs, ab_high, ef_high)), four,
+                 target + 3 * rows);
     }
   }
 #endif

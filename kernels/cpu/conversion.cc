@@ -14,24 +14,30 @@ namespace flashshard::cpu::HWY_NAMESPACE {
 
 void widen_impl(const void* bf16, float* out, int64_t count) {
   const auto* from = static_cast<const Bf16*>(bf16);
-  for_each_vector(count, [=](size_t i, size_t n) VECTOR_BODY { store_first(load_first(from + i, n), out + i, n); });
+  for_each_vector(count, [=](size_t i, size_t n)
+                             VECTOR_BODY { store_first(load_first(from + i, n), out + i, n); });
 }
 
 void narrow_impl(const float* from, void* bf16, int64_t count) {
   auto* to = static_cast<Bf16*>(bf16);
-  for_each_vector(count, [=](size_t i, size_t n) VECTOR_BODY { store_first(load_first(from + i, n), to + i, n); });
+  for_each_vector(count, [=](size_t i, size_t n)
+                             VECTOR_BODY { store_first(load_first(from + i, n), to + i, n); });
 }
 
-template <class T>
-HWY_INLINE void add_typed(const float* from, T* to, int64_t count) {
+template <class From, class To>
+HWY_INLINE void add(const From* from, To* to, int64_t count) {
   for_each_vector(count, [=](size_t i, size_t n) VECTOR_BODY {
     store_first(hn::Add(load_first(to + i, n), load_first(from + i, n)), to + i, n);
   });
 }
-void narrow_add_impl(const float* from, void* bf16, int64_t count) {
-  add_typed(from, static_cast<Bf16*>(bf16), count);
+void add_widened_impl(const void* from, DType from_dtype, float* out, int64_t count) {
+  from_dtype == DType::kBF16 ? add(static_cast<const Bf16*>(from), out, count)
+                             : add(static_cast<const float*>(from), out, count);
 }
-void add_impl(const float* from, float* out, int64_t count) { add_typed(from, out, count); }
+void add_rounded_impl(const float* from, void* out, DType out_dtype, int64_t count) {
+  out_dtype == DType::kBF16 ? add(from, static_cast<Bf16*>(out), count)
+                            : add(from, static_cast<float*>(out), count);
+}
 
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
@@ -43,8 +49,8 @@ namespace flashshard::cpu {
 
 HWY_EXPORT(widen_impl);
 HWY_EXPORT(narrow_impl);
-HWY_EXPORT(narrow_add_impl);
-HWY_EXPORT(add_impl);
+HWY_EXPORT(add_widened_impl);
+HWY_EXPORT(add_rounded_impl);
 HWY_EXPORT(target_name);
 
 void widen(const void* bf16, float* out, int64_t count) {
@@ -53,11 +59,11 @@ void widen(const void* bf16, float* out, int64_t count) {
 void narrow(const float* from, void* bf16, int64_t count) {
   HWY_DYNAMIC_DISPATCH(narrow_impl)(from, bf16, count);
 }
-void narrow_add(const float* from, void* bf16, int64_t count) {
-  HWY_DYNAMIC_DISPATCH(narrow_add_impl)(from, bf16, count);
+void add_widened(const void* from, DType from_dtype, float* out, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(add_widened_impl)(from, from_dtype, out, count);
 }
-void add(const float* from, float* out, int64_t count) {
-  HWY_DYNAMIC_DISPATCH(add_impl)(from, out, count);
+void add_rounded(const float* from, void* out, DType out_dtype, int64_t count) {
+  HWY_DYNAMIC_DISPATCH(add_rounded_impl)(from, out, out_dtype, count);
 }
 std::string_view instruction_set() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 

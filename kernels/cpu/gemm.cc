@@ -1,4 +1,5 @@
-// Cuts a product into blocks, hands them to the pool, and runs OpenBLAS blocks with their operands widened to fp32.
+// Cuts a product into blocks, hands them to the pool, and runs OpenBLAS blocks with their operands
+// widened to fp32.
 #include "kernels/cpu/gemm.h"
 
 #include <cblas.h>
@@ -12,14 +13,18 @@
 namespace flashshard::cpu {
 namespace {
 
-constexpr int64_t kBlockRows = 128;     // efficient in both libraries, and fine enough to share among threads
-constexpr int64_t kBlockColumns = 512;  // only when there are few row blocks
+constexpr int64_t kBlockRows =
+    128;  // efficient in both libraries, and fine enough to share among threads
+constexpr int64_t kBlockColumns = 512;  // when there are fewer row blocks than kManyRowBlocks
 constexpr int64_t kManyRowBlocks = 16;
-constexpr int64_t kBlockDepth = 1024;   // of the widened panels; bounds the scratch memory
+constexpr int64_t kWideBlockColumns =
+    2048;  // otherwise; with kBlockDepth it bounds the widened panels
+constexpr int64_t kBlockDepth = 1024;
 
 int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
-/// Even blocks, so that no thread ends with a crumb: a multiple of 16 unless the size itself is smaller.
+/// Even blocks, so that no thread ends with a crumb: a multiple of 16 unless the size itself is
+/// smaller.
 int64_t even_block(int64_t size, int64_t count) {
   return std::min(size, (blocks(size, count) + 15) / 16 * 16);
 }
@@ -56,7 +61,8 @@ Operand widened(const Window& w, float* panel) {
   if (w.columns == w.stride()) {
     widen(from, panel, w.rows * w.columns);
   } else {
-    for (int64_t r = 0; r < w.rows; ++r) widen(from + r * w.stride(), panel + r * w.columns, w.columns);
+    for (int64_t r = 0; r < w.rows; ++r)
+      widen(from + r * w.stride(), panel + r * w.columns, w.columns);
   }
   return {panel, w.columns};
 }
@@ -66,26 +72,31 @@ void write_block(const float* block, const Window& out, bool accumulate) {
   auto* to = static_cast<uint16_t*>(out.start());
   for (int64_t r = 0; r < out.rows; ++r) {
     const float* from = block + r * out.columns;
-    accumulate ? narrow_add(from, to + r * out.stride(), out.columns)
+    accumulate ? add_rounded(from, to + r * out.stride(), DType::kBF16, out.columns)
                : narrow(from, to + r * out.stride(), out.columns);
   }
 }
 
-/// fp32 panels of one participant; empty where the operand is fp32 already.
+/// fp32 panels of one participant; empty where the operand is fp32 already. Sized by bounds that
+/// grow with m, n and k, so that a call never needs more than a larger one.
 struct Panels {
   Panels(const MatMul& call, const GemmShape& s, Workspace& workspace) {
+    const int64_t rows = std::min(s.m, kBlockRows);
+    const int64_t columns = std::min(s.n, kWideBlockColumns);
     const int64_t depth = std::min(s.k, kBlockDepth);
-    const auto elements = [](bool needed, int64_t rows, int64_t columns) {
-      return needed ? static_cast<size_t>(rows * columns) : 0;
+    const auto panel = [&](const Tensor& operand, int64_t elements) {
+      return workspace.take<float>(operand.dtype == DType::kBF16 ? static_cast<size_t>(elements)
+                                                                 : 0);
     };
-    a = workspace.take<float>(elements(call.a.dtype == DType::kBF16, s.block_rows, depth));
-    b = workspace.take<float>(elements(call.b.dtype == DType::kBF16, depth, s.block_columns));
-    out = workspace.take<float>(elements(call.out.dtype == DType::kBF16, s.block_rows, s.block_columns));
+    a = panel(call.a, rows * depth);
+    b = panel(call.b, depth * columns);
+    out = panel(call.out, rows * columns);
   }
   float *a, *b, *out;
 };
 
-/// Where a task's block lies in the result. Neighbouring tasks share their columns, hence the panel of b.
+/// Where a task's block lies in the result. Neighbouring tasks share their columns, hence the panel
+/// of b.
 struct Block {
   Block(const GemmShape& s, int64_t task)
       : row(task % s.row_blocks * s.block_rows),
@@ -107,7 +118,8 @@ void run_openblas_block(const MatMul& call, const GemmShape& s, const Block& blo
         widened(window(call.a, call.transpose_a, block.row, block.rows, k, depth), panels.a);
     const Window b_window = window(call.b, call.transpose_b, k, depth, block.column, block.columns);
     const bool b_is_there = keep_b && call.b.dtype == DType::kBF16;
-    const Operand b = b_is_there ? Operand{panels.b, b_window.columns} : widened(b_window, panels.b);
+    const Operand b =
+        b_is_there ? Operand{panels.b, b_window.columns} : widened(b_window, panels.b);
     const bool add_to_result = k > 0 || (direct && call.accumulate);
     cblas_sgemm(CblasRowMajor, call.transpose_a ? CblasTrans : CblasNoTrans,
                 call.transpose_b ? CblasTrans : CblasNoTrans, blas(block.rows), blas(block.columns),
@@ -117,7 +129,8 @@ void run_openblas_block(const MatMul& call, const GemmShape& s, const Block& blo
   if (!direct) write_block(panels.out, out, call.accumulate);
 }
 
-void run_onednn_block(const MatMul& call, const GemmShape& s, const Block& block, OneDnnMatMul& onednn) {
+void run_onednn_block(const MatMul& call, const GemmShape& s, const Block& block,
+                      OneDnnMatMul& onednn) {
   const Window a = window(call.a, call.transpose_a, block.row, block.rows, 0, s.k);
   const Window b = window(call.b, call.transpose_b, 0, s.k, block.column, block.columns);
   const Window out = window(call.out, false, block.row, block.rows, block.column, block.columns);
@@ -142,21 +155,23 @@ GemmShape::GemmShape(const MatMul& call)
     : m(call.out.shape[0]), n(call.out.shape[1]), k(call.a.shape[call.transpose_a ? 0 : 1]) {
   assert(call.out.rank == 2 && call.a.rank == 2 && call.b.rank == 2);
   assert(call.a.shape[call.transpose_a ? 1 : 0] == m);
-  assert(call.b.shape[call.transpose_b ? 0 : 1] == n && call.b.shape[call.transpose_b ? 1 : 0] == k);
+  assert(call.b.shape[call.transpose_b ? 0 : 1] == n &&
+         call.b.shape[call.transpose_b ? 1 : 0] == k);
   block_rows = even_block(m, blocks(m, kBlockRows));
   row_blocks = blocks(m, block_rows);
-  block_columns = row_blocks >= kManyRowBlocks ? n : even_block(n, blocks(n, kBlockColumns));
+  const int64_t widest = row_blocks >= kManyRowBlocks ? kWideBlockColumns : kBlockColumns;
+  block_columns = even_block(n, blocks(n, widest));
   column_blocks = blocks(n, block_columns);
 }
 
-Gemm::Gemm(GemmLibrary library, int threads) {
+Gemm::Gemm(GemmLibrary library, int threads) : threads_(static_cast<size_t>(threads)) {
   openblas_set_num_threads(1);
   if (library == GemmLibrary::kOneDnn && !OneDnnMatMul::is_supported()) {
     throw Error(ExitCode::kUsage, "oneDNN cannot multiply bf16 here", "cpu backend",
                 "this build or this processor lacks it; leave the choice to the backend");
   }
   if (library == GemmLibrary::kOpenBlas || !OneDnnMatMul::is_supported()) return;
-  onednn_.resize(static_cast<size_t>(threads));
+  onednn_.resize(threads_);
 }
 
 bool Gemm::runs_in_onednn(const MatMul& call) const {
@@ -166,8 +181,8 @@ bool Gemm::runs_in_onednn(const MatMul& call) const {
 size_t Gemm::workspace_bytes(const MatMul& call) const {
   if (runs_in_onednn(call)) return 0;
   Workspace measure;
-  Panels(call, GemmShape(call), measure);
-  return measure.used();
+  const Panels one(call, GemmShape(call), measure);
+  return measure.used() * threads_;
 }
 
 void Gemm::run(const MatMul& call, Workspace workspace, ThreadPool& pool) {

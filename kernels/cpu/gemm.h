@@ -1,8 +1,9 @@
-// Matrix products of the CPU backend. Products of bf16 by bf16 run in oneDNN where the processor multiplies bf16
-// natively; everything else runs in OpenBLAS, bf16 operands widened to fp32 block by block. Why: docs/cpu-backend.md.
+// Matrix products of the CPU backend. Products of bf16 by bf16 run in oneDNN where the processor
+// multiplies bf16 natively; everything else runs in OpenBLAS, bf16 operands widened to fp32 block
+// by block. Why: docs/cpu-backend.md.
 //
-// The result is cut into blocks whose sizes depend on the shape alone, and each block is one single-threaded call, so
-// the bits do not depend on the number of threads.
+// The result is cut into blocks whose sizes depend on the shape alone, and each block is one
+// single-threaded call, so the bits do not depend on the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +42,7 @@ class Gemm {
  private:
   bool runs_in_onednn(const MatMul& call) const;
 
+  size_t threads_;
   std::vector<OneDnnMatMul> onednn_;  // one per participant; empty when not used
 };
 

@@ -1,4 +1,5 @@
-// Every distinct block shape becomes one oneDNN matmul primitive, kept with its memory objects; a call only swaps pointers.
+// Every distinct block shape becomes one oneDNN matmul primitive, kept with its memory objects; a
+// call only swaps pointers.
 #include "kernels/cpu/onednn_matmul.h"
 
 #ifdef FLASHSHARD_HAVE_ONEDNN
@@ -18,7 +19,8 @@ namespace {
 using dnnl::memory;
 
 /// What a primitive depends on: everything but the pointers.
-using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, bool, DType>;
+using Key =
+    std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, bool, bool, DType>;
 
 Key key_of(const BlockProduct& p) {
   return {p.m,        p.n,           p.k,           p.out_stride, p.a_stride,
@@ -29,8 +31,8 @@ memory::dims strides(int64_t stride, bool transpose) {
   return transpose ? memory::dims{1, stride} : memory::dims{stride, 1};
 }
 
-dnnl::matmul make_primitive(const dnnl::engine& engine, const memory::desc& a, const memory::desc& b,
-                            const memory::desc& out, bool accumulate) {
+dnnl::matmul make_primitive(const dnnl::engine& engine, const memory::desc& a,
+                            const memory::desc& b, const memory::desc& out, bool accumulate) {
   dnnl::primitive_attr attributes;
   if (accumulate) {
     dnnl::post_ops sum;
@@ -40,7 +42,8 @@ dnnl::matmul make_primitive(const dnnl::engine& engine, const memory::desc& a, c
 #if DNNL_VERSION_MAJOR >= 3
   return dnnl::matmul(dnnl::matmul::primitive_desc(engine, a, b, out, attributes));
 #else
-  return dnnl::matmul(dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, out), attributes, engine));
+  return dnnl::matmul(
+      dnnl::matmul::primitive_desc(dnnl::matmul::desc(a, b, out), attributes, engine));
 #endif
 }
 
@@ -51,12 +54,15 @@ struct Entry {
 };
 
 Entry make_entry(const dnnl::engine& engine, const BlockProduct& p) {
-  const auto out_type = p.out_dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const auto out_type =
+      p.out_dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
   const memory::desc a({p.m, p.k}, memory::data_type::bf16, strides(p.a_stride, p.transpose_a));
   const memory::desc b({p.k, p.n}, memory::data_type::bf16, strides(p.b_stride, p.transpose_b));
   const memory::desc out({p.m, p.n}, out_type, strides(p.out_stride, false));
-  Entry entry{make_primitive(engine, a, b, out, p.accumulate), memory(a, engine, nullptr),
-              memory(b, engine, nullptr), memory(out, engine, nullptr),
+  Entry entry{make_primitive(engine, a, b, out, p.accumulate),
+              memory(a, engine, nullptr),
+              memory(b, engine, nullptr),
+              memory(out, engine, nullptr),
               {}};
   entry.arguments = {
       {DNNL_ARG_SRC, entry.a}, {DNNL_ARG_WEIGHTS, entry.b}, {DNNL_ARG_DST, entry.out}};
@@ -80,13 +86,10 @@ bool OneDnnMatMul::is_supported() {
   // Only the OpenMP and sequential builds can be held to the calling thread.
   const int runtime = static_cast<int>(dnnl::version()->cpu_runtime);
   if (runtime != DNNL_RUNTIME_OMP && runtime != DNNL_RUNTIME_SEQ) return false;
-  switch (dnnl::get_effective_cpu_isa()) {
-    case dnnl::cpu_isa::avx512_core_bf16:
-    case dnnl::cpu_isa::avx512_core_amx:
-      return true;
-    default:
-      return false;
-  }
+  // Instruction sets are nested: each value holds the bits of those below it.
+  const auto isa = static_cast<int>(dnnl::get_effective_cpu_isa());
+  const auto needed = static_cast<int>(dnnl::cpu_isa::avx512_core_bf16);
+  return (isa & needed) == needed;
 }
 
 std::string OneDnnMatMul::version() {

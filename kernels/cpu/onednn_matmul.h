@@ -10,7 +10,8 @@
 
 namespace flashshard::cpu {
 
-/// One block of out = op(a) * op(b) (+ out): (m, k) x (k, n). Strides are elements between stored rows.
+/// One block of out = op(a) * op(b) (+ out): (m, k) x (k, n). Strides are elements between stored
+/// rows.
 struct BlockProduct {
   int64_t m = 0, n = 0, k = 0;
   void* out = nullptr;

@@ -1,4 +1,5 @@
-// Root-mean-square normalisation (arXiv 1910.07467), fused with the residual addition in front of it.
+// Root-mean-square normalisation (arXiv 1910.07467), fused with the residual addition in front of
+// it.
 #include <cassert>
 #include <cmath>
 
@@ -61,7 +62,8 @@ HWY_INLINE void forward(const RmsNormForward& call, Range rows) {
   }
 }
 
-/// With n = x * r, g = grad_out * weight: grad_x += r * (g - n * mean(g * n)); grad_weight += grad_out * n.
+/// With n = x * r, g = grad_out * weight: grad_x += r * (g - n * mean(g * n)); grad_weight +=
+/// grad_out * n.
 template <class T>
 HWY_INLINE void backward(const RmsNormBackward& call, Range rows, float* weight_sum) {
   const int64_t width = call.weight.shape[0];

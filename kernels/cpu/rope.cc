@@ -1,4 +1,5 @@
-// Rotary position embedding (arXiv 2104.09864) in Hugging Face's half-split layout, in place on rows of q‖k‖v.
+// Rotary position embedding (arXiv 2104.09864) in Hugging Face's half-split layout, in place on
+// rows of q‖k‖v.
 #include "kernels/cpu/vector_kernels.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -12,7 +13,8 @@ namespace flashshard::cpu::HWY_NAMESPACE {
 
 /// (a, b) -> (a cos - b sin, b cos + a sin); the inverse has the sign of the sine turned.
 template <class T>
-HWY_INLINE void rotate_head(T* head, const float* cosine, const float* sine, float sign, int64_t half) {
+HWY_INLINE void rotate_head(T* head, const float* cosine, const float* sine, float sign,
+                            int64_t half) {
   const auto direction = broadcast(sign);
   for_each_vector(half, [=](size_t i, size_t n) VECTOR_BODY {
     const auto c = load_first(cosine + i, n);
@@ -34,7 +36,8 @@ HWY_INLINE void rotate(const Rope& call, Range rows) {
     const float* cosine = call.cosine_sine.as<const float>() + position * call.head_dim;
     T* row = call.qkv.as<T>() + t * width;
     for (int h = 0; h < rotated_heads; ++h) {
-      rotate_head(row + int64_t{h} * call.head_dim, cosine, cosine + half, call.inverse ? -1.0f : 1.0f, half);
+      rotate_head(row + int64_t{h} * call.head_dim, cosine, cosine + half,
+                  call.inverse ? -1.0f : 1.0f, half);
     }
   }
 }

@@ -1,5 +1,6 @@
-// Vector building blocks of the CPU kernels over Highway: bf16 and fp32 memory seen as fp32 vectors, loops with a
-// short last vector, and exp. Included once per instruction set (hence the toggling guard).
+// Vector building blocks of the CPU kernels over Highway: bf16 and fp32 memory seen as fp32
+// vectors, loops with a short last vector, and exp. Included once per instruction set (hence the
+// toggling guard).
 #if defined(FLASHSHARD_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FLASHSHARD_KERNELS_CPU_SIMD_INL_H_
 #undef FLASHSHARD_KERNELS_CPU_SIMD_INL_H_
@@ -13,8 +14,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Stands between a lambda's parameters and its body: inlined, so that the full-vector case is known at compile time,
-// and compiled for the target at hand.
+// Stands between a lambda's parameters and its body: inlined, so that the full-vector case is known
+// at compile time, and compiled for the target at hand.
 #ifndef VECTOR_BODY
 #define VECTOR_BODY __attribute__((always_inline)) HWY_ATTR
 #endif
@@ -27,7 +28,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Bf16 = uint16_t;  // the upper half of an fp32 bit pattern
 using FloatTag = hn::ScalableTag<float>;
 using FloatVector = hn::Vec<FloatTag>;
-inline constexpr size_t kMaxLanes = HWY_MAX_LANES_D(FloatTag);
+inline constexpr size_t kMaxLanes = hn::MaxLanes(FloatTag());
 
 HWY_INLINE size_t lanes() { return hn::Lanes(FloatTag()); }
 HWY_INLINE FloatVector broadcast(float value) { return hn::Set(FloatTag(), value); }
@@ -37,7 +38,8 @@ HWY_INLINE FloatVector load(const float* from) { return hn::LoadU(FloatTag(), fr
 HWY_INLINE FloatVector load(const Bf16* from) {
   const hn::Rebind<uint16_t, FloatTag> narrow_tag;
   const hn::Rebind<uint32_t, FloatTag> bits_tag;
-  return hn::BitCast(FloatTag(), hn::ShiftLeft<16>(hn::PromoteTo(bits_tag, hn::LoadU(narrow_tag, from))));
+  return hn::BitCast(FloatTag(),
+                     hn::ShiftLeft<16>(hn::PromoteTo(bits_tag, hn::LoadU(narrow_tag, from))));
 }
 
 HWY_INLINE void store(FloatVector value, float* to) { hn::StoreU(value, FloatTag(), to); }
@@ -106,7 +108,8 @@ HWY_INLINE FloatVector exp(FloatVector x) {
   p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1f));
   p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1f));
   p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0f));
-  // The result is normal throughout the range, so adding to the exponent field multiplies by 2^power.
+  // The result is normal throughout the range, so adding to the exponent field multiplies by
+  // 2^power.
   const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(integers, power));
   const auto scaled = hn::BitCast(d, hn::Add(hn::BitCast(integers, p), exponent));
   return hn::IfThenZeroElse(hn::Lt(x, low), scaled);

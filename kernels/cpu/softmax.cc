@@ -1,4 +1,5 @@
-// Softmax over chunks of the vocabulary: online log-sum-exp (arXiv 1805.02867) and the gradient of the loss.
+// Softmax over chunks of the vocabulary: online log-sum-exp (arXiv 1805.02867) and the gradient of
+// the loss.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -44,7 +45,8 @@ void softmax_update_rows_impl(const LogitChunk& chunk, const SoftmaxState& state
     state.sum[t] = state.sum[t] * rescale + row_sum_of_exp(row, maximum, chunk.columns);
     state.maximum[t] = maximum;
     const int64_t column = chunk.targets[t] - chunk.first_column;
-    if (chunk.targets[t] >= 0 && column >= 0 && column < chunk.columns) state.target_logit[t] = row[column];
+    if (chunk.targets[t] >= 0 && column >= 0 && column < chunk.columns)
+      state.target_logit[t] = row[column];
   }
 }
 
@@ -70,8 +72,8 @@ HWY_INLINE void gradient(const LogitChunk& chunk, const SoftmaxState& state, T* 
   }
 }
 
-void softmax_gradient_rows_impl(const LogitChunk& chunk, const SoftmaxState& state, const Tensor& out,
-                                Range rows) {
+void softmax_gradient_rows_impl(const LogitChunk& chunk, const SoftmaxState& state,
+                                const Tensor& out, Range rows) {
   out.dtype == DType::kBF16 ? gradient(chunk, state, out.as<Bf16>(), rows)
                             : gradient(chunk, state, out.as<float>(), rows);
 }

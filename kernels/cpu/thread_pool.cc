@@ -1,4 +1,5 @@
-// Publication of a job and the wait for its end: an atomic for the short spin, a condition variable for the rest.
+// Publication of a job and the wait for its end: an atomic for the short spin, a condition variable
+// for the rest.
 #include "kernels/cpu/thread_pool.h"
 
 #include <cassert>

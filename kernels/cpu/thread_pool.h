@@ -1,7 +1,8 @@
 // A rank's compute threads: `threads` participants, the calling thread being one of them.
 //
-// Work is cut statically, so which participant computes a task never depends on timing. Ranks share cores on small
-// machines; an idle worker therefore spins for a few microseconds at most and then blocks.
+// Work is cut statically, so which participant computes a task never depends on timing. Ranks share
+// cores on small machines; an idle worker therefore spins for a few microseconds at most and then
+// blocks.
 #pragma once
 
 #include <atomic>
@@ -26,16 +27,17 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  /// Calls body(task, participant) once for every task in [0, tasks) and returns when all are done; participant p
-  /// of P takes tasks [tasks*p/P, tasks*(p+1)/P), in order. The first exception in order of participants is thrown
-  /// again here. One call at a time, never from inside a body.
+  /// Calls body(task, participant) once for every task in [0, tasks) and returns when all are done;
+  /// participant p of P takes tasks [tasks*p/P, tasks*(p+1)/P), in order. The first exception in
+  /// order of participants is thrown again here. One call at a time, never from inside a body.
   template <class Body>
   void run(int64_t tasks, Body&& body) {
     using Callable = std::remove_reference_t<Body>;
     run_job({.body = std::addressof(body),
-             .call = [](const void* object, int64_t task, int participant) {
-               (*static_cast<Callable*>(const_cast<void*>(object)))(task, participant);
-             },
+             .call =
+                 [](const void* object, int64_t task, int participant) {
+                   (*static_cast<Callable*>(const_cast<void*>(object)))(task, participant);
+                 },
              .tasks = tasks});
   }
 
@@ -43,9 +45,8 @@ class ThreadPool {
   template <class Body>
   void run_ranges(int64_t count, Body&& body) {
     const int64_t ranges = count < threads_ ? count : threads_;
-    run(ranges, [&](int64_t range, int) {
-      body(count * range / ranges, count * (range + 1) / ranges);
-    });
+    run(ranges,
+        [&](int64_t range, int) { body(count * range / ranges, count * (range + 1) / ranges); });
   }
 
  private:

@@ -1,5 +1,5 @@
-// Cuts the bound workspace into aligned pieces. The same layout code measures (no memory) and takes (memory bound), so a
-// call can never need more than it announced.
+// Cuts the bound workspace into aligned pieces. The same layout code measures (no memory) and takes
+// (memory bound), so a call can never need more than it announced.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ class Workspace {
     if (memory_ == nullptr && capacity_ == kUnbounded) return nullptr;
     if (used_ > capacity_) {
       throw Error(ExitCode::kInternal,
-                  "the bound workspace has " + std::to_string(capacity_) + " bytes, this call needs at least " +
-                      std::to_string(used_),
+                  "the bound workspace has " + std::to_string(capacity_) +
+                      " bytes, this call needs at least " + std::to_string(used_),
                   "cpu backend", "bind the maximum of workspace_bytes() over all calls");
     }
     return reinterpret_cast<T*>(memory_ + begin);

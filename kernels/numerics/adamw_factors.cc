@@ -20,8 +20,8 @@ AdamWFactors make_adamw_factors(const AdamWHyperparameters& hyper, double learni
                                 double gradient_factor, Rounding rounding, uint64_t t) {
   require(hyper.beta1 >= 0 && hyper.beta1 < 1, "beta1 must lie in [0, 1)", hyper.beta1);
   require(hyper.beta2 >= 0 && hyper.beta2 < 1, "beta2 must lie in [0, 1)", hyper.beta2);
-  require(static_cast<float>(hyper.epsilon) > 0 && std::isfinite(hyper.epsilon), "epsilon must be positive in fp32",
-          hyper.epsilon);
+  require(static_cast<float>(hyper.epsilon) > 0 && std::isfinite(hyper.epsilon),
+          "epsilon must be positive in fp32", hyper.epsilon);
   require(learning_rate >= 0 && std::isfinite(learning_rate), "the learning rate must be 0 or more",
           learning_rate);
   require(gradient_factor >= 0 && std::isfinite(gradient_factor),

@@ -56,16 +56,26 @@ struct ScalarArithmetic {
   static U load_i8(const int8_t* p) { return static_cast<uint32_t>(int32_t{*p}); }
   static void store_f32(float* p, F x) { *p = x; }
   static void store_u32(uint32_t* p, U x) { *p = x; }
-  /// The low 16 or 8 bits of each lane.
   static void store_u16(uint16_t* p, U x) { *p = static_cast<uint16_t>(x); }
   static void store_u8(uint8_t* p, U x) { *p = static_cast<uint8_t>(x); }
+  /// 32 values below 2^16 or 2^8, in order; packing them together is cheaper than one vector at a
+  /// time.
+  static void store_u16_group(uint16_t* p, const U (&x)[32]) {
+    for (int i = 0; i < 32; ++i) store_u16(p + i, x[i]);
+  }
+  static void store_u8_group(uint8_t* p, const U (&x)[32]) {
+    for (int i = 0; i < 32; ++i) store_u8(p + i, x[i]);
+  }
 
   /// The largest lane.
   static uint32_t largest(U x) { return x; }
+  /// Whether every lane is below the limit; lanes and limit are below 2^31.
+  static bool all_below(U x, uint32_t limit) { return x < limit; }
   /// 0, 1, 2, ... in the lanes.
   static U lane_index() { return 0; }
   /// Sums of adjacent lanes of `low` then `high`: [l0+l1, l2+l3, ..., h0+h1, ...].
   static F adjacent_sums(F low, F high) { return low + high; }
+  static U adjacent_maxima(U low, U high) { return max(low, high); }
 };
 
 }  // namespace flashshard::numerics

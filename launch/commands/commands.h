@@ -1,5 +1,5 @@
-// The subcommands of `flashshard`. Each adds its options and examples to the parser and, when it was called, leaves in `action` what
-// main() runs. Names of options and files are docs/cli.md's.
+// The subcommands of `flashshard`. Each adds its options and examples to the parser and, when it
+// was called, leaves in `action` what main() runs. Names of options and files are docs/cli.md's.
 #pragma once
 
 #include <CLI/CLI.hpp>

@@ -34,15 +34,24 @@ void add_generate(CLI::App& app, Action& action) {
   auto* command = app.add_subcommand("generate", "Text from a trained model");
   auto arguments = std::make_shared<GenerateArguments>();
   GenerationRequest& request = arguments->request;
-  command->add_option("--checkpoint", arguments->checkpoint, "A checkpoint, or a run's folder: its newest")->required();
+  command
+      ->add_option("--checkpoint", arguments->checkpoint,
+                   "A checkpoint, or a run's folder: its newest")
+      ->required();
   command->add_option("--prompt", request.prompt, "Text to go on from")->required();
-  command->add_option("--tokens", request.tokens, "Tokens to add")->check(CLI::Range(1, 1000000))->capture_default_str();
-  command->add_option("--temperature", request.sampling.temperature, "0: always the likeliest token")
+  command->add_option("--tokens", request.tokens, "Tokens to add")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  command
+      ->add_option("--temperature", request.sampling.temperature, "0: always the likeliest token")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  command->add_option("--seed", request.sampling.seed, "The same seed gives the same text")->capture_default_str();
-  command->footer("Example:\n  flashshard generate --checkpoint runs/quickstart --prompt \"In the beginning\" --tokens 300 "
-                  "--temperature 0.8 --seed 1");
+  command->add_option("--seed", request.sampling.seed, "The same seed gives the same text")
+      ->capture_default_str();
+  command->footer(
+      "Example:\n  flashshard generate --checkpoint runs/quickstart --prompt \"In the beginning\" "
+      "--tokens 300 "
+      "--temperature 0.8 --seed 1");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }
 

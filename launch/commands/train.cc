@@ -23,11 +23,13 @@ struct TrainArguments {
 // Until the configuration is read nobody knows the run's own deadline.
 constexpr std::chrono::seconds kConnectDeadline{120};
 
-// Rank 0 reads the files; the others get what it resolved, so that all ranks run the same configuration.
+// Rank 0 reads the files; the others get what it resolved, so that all ranks run the same
+// configuration.
 proto::RunConfig shared_config(Communicator& communicator, const TrainArguments& arguments) {
   std::string text;
   run_and_agree(communicator, "the configuration", [&] {
-    if (communicator.rank() == 0) text = to_text(load_run_config(arguments.config, arguments.overrides));
+    if (communicator.rank() == 0)
+      text = to_text(load_run_config(arguments.config, arguments.overrides));
   });
   text = broadcast_text(communicator, "the configuration", std::move(text));
   return parse_run_config(text, "the configuration of rank 0", {});
@@ -38,7 +40,8 @@ ExitCode run(const TrainArguments& arguments) {
     TrainRequest request;
     request.config = shared_config(communicator, arguments);
     request.resume = arguments.resume;
-    communicator.set_deadline(std::chrono::duration<double>(request.config.run().deadline_seconds()));
+    communicator.set_deadline(
+        std::chrono::duration<double>(request.config.run().deadline_seconds()));
     return train(communicator, request);
   });
 }
@@ -46,21 +49,27 @@ ExitCode run(const TrainArguments& arguments) {
 }  // namespace
 
 void add_train(CLI::App& app, Action& action) {
-  auto* command = app.add_subcommand("train", "Train a model: alone, or on N ranks under mpirun -n N");
+  auto* command =
+      app.add_subcommand("train", "Train a model: alone, or on N ranks under mpirun -n N");
   auto arguments = std::make_shared<TrainArguments>();
-  command->add_option("--config", arguments->config, "The run's settings (protobuf text format)")->required();
+  command->add_option("--config", arguments->config, "The run's settings (protobuf text format)")
+      ->required();
   command
-      ->add_option("--set", arguments->overrides, "A setting that wins over the file, as path=value; may be repeated")
+      ->add_option("--set", arguments->overrides,
+                   "A setting that wins over the file, as path=value; may be repeated")
       ->take_all();
   command
       ->add_option("--resume", arguments->resume,
-                   "auto: go on from run.dir's newest complete checkpoint; never: refuse if there is one; or a checkpoint's path")
+                   "auto: go on from run.dir's newest complete checkpoint; never: refuse if there "
+                   "is one; or a checkpoint's path")
       ->capture_default_str();
   command->footer([] {
     return "Examples:\n"
            "  flashshard train --config launch/configs/quickstart.textproto\n"
-           "  mpirun -n 2 flashshard train --config launch/configs/quickstart.textproto --set train.steps=50\n"
-           "\nA running job saves and ends (exit code 8) on SIGUSR1, SIGUSR2 or when the file run.dir/stop appears.\n"
+           "  mpirun -n 2 flashshard train --config launch/configs/quickstart.textproto --set "
+           "train.steps=50\n"
+           "\nA running job saves and ends (exit code 8) on SIGUSR1, SIGUSR2 or when the file "
+           "run.dir/stop appears.\n"
            "\nSettings:\n" +
            field_help();
   });

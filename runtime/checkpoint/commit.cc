@@ -66,8 +66,8 @@ bool Commit::publish(const Manifest& manifest, std::vector<std::string>& warning
                                      to_text(existing.findings.front())));
     } else if (existing.hash != manifest.logical_hash) {
       warnings.push_back(fmt::format(
-          "{} was there already, whole, with other contents ({} instead of {}), and was kept", final_,
-          existing.hash.total().hex(), manifest.logical_hash.total().hex()));
+          "{} was there already, whole, with other contents ({} instead of {}), and was kept",
+          final_, existing.hash.total().hex(), manifest.logical_hash.total().hex()));
     }
   }
   if (!already_there) rename(file_system_, temporary_, final_);
@@ -101,7 +101,8 @@ void Commit::write_latest() {
 
 void Commit::delete_old(int keep_last) {
   const auto complete = list_complete(folder_, file_system_);
-  // This one is never deleted, though checkpoints of later steps may stand beside it after a resume from an older one.
+  // This one is never deleted, though checkpoints of later steps may stand beside it after a resume
+  // from an older one.
   auto surplus = static_cast<int64_t>(complete.size()) - keep_last;
   std::vector<std::string> doomed;
   for (const CompleteCheckpoint& checkpoint : complete) {

@@ -1,5 +1,5 @@
-// Rank 0's side of a save: the folder of the attempt, the manifests, the rename that makes it a checkpoint, and what is
-// done once it is safe (docs/checkpoints.md, "Commit").
+// Rank 0's side of a save: the folder of the attempt, the manifests, the rename that makes it a
+// checkpoint, and what is done once it is safe (docs/checkpoints.md, "Commit").
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,12 @@ class Commit {
 
   /// Makes the attempt's folder.
   void begin();
-  /// Reopens every file, writes the manifests and publishes the folder. Returns true when a whole checkpoint of this
-  /// step was there already and was kept. After it returned the checkpoint survives a power loss.
+  /// Reopens every file, writes the manifests and publishes the folder. Returns true when a whole
+  /// checkpoint of this step was there already and was kept. After it returned the checkpoint
+  /// survives a power loss.
   bool commit(const Manifest& manifest, std::vector<std::string>& warnings);
-  /// Names the checkpoint in `latest`, then deletes complete ones beyond the `keep_last` newest (0: none). Troubles
-  /// become warnings: the checkpoint is safe.
+  /// Names the checkpoint in `latest`, then deletes complete ones beyond the `keep_last` newest (0:
+  /// none). Troubles become warnings: the checkpoint is safe.
   void update_latest_and_delete_old(int keep_last, std::vector<std::string>& warnings);
   /// Removes the attempt's folder after a failure, as far as that goes.
   void discard() noexcept;

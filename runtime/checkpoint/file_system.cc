@@ -65,7 +65,8 @@ void OutputFile::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const int64_t done = file_system_.write(file_, bytes);
     // A device that takes nothing and reports nothing would loop for ever.
-    if (done <= 0) throw write_error("cannot write", path_, done == 0 ? EIO : static_cast<int>(-done));
+    if (done <= 0)
+      throw write_error("cannot write", path_, done == 0 ? EIO : static_cast<int>(-done));
     bytes = bytes.subspan(static_cast<size_t>(done));
   }
 }
@@ -101,10 +102,10 @@ InputFile::~InputFile() {
 
 void InputFile::read(uint64_t offset, std::span<std::byte> bytes) const {
   if (offset > size_ || bytes.size() > size_ - offset) {
-    throw Error(ExitCode::kCheckpoint,
-                fmt::format("the file ends at byte {}, wanted {} bytes at {}", size_, bytes.size(),
-                            offset),
-                path_);
+    throw Error(
+        ExitCode::kCheckpoint,
+        fmt::format("the file ends at byte {}, wanted {} bytes at {}", size_, bytes.size(), offset),
+        path_);
   }
   while (!bytes.empty()) {
     const int64_t done = file_system_.read(file_, offset, bytes);
@@ -166,9 +167,10 @@ void write_file(FileSystem& file_system, const std::string& path, std::string_vi
 std::string read_file(FileSystem& file_system, const std::string& path, uint64_t limit) {
   const InputFile file(file_system, path);
   if (file.size() > limit) {
-    throw Error(ExitCode::kCheckpoint,
-                fmt::format("the file has {} bytes, more than the {} it may have", file.size(), limit),
-                path);
+    throw Error(
+        ExitCode::kCheckpoint,
+        fmt::format("the file has {} bytes, more than the {} it may have", file.size(), limit),
+        path);
   }
   std::string text(file.size(), '\0');
   file.read(0, std::as_writable_bytes(std::span(text)));
@@ -192,7 +194,8 @@ void make_folders(FileSystem& file_system, const std::string& path) {
   const std::string parent = parent_of_path(path);
   if (parent != path && parent != ".") make_folders(file_system, parent);
   const int status = file_system.make_directory(path);
-  // EEXIST: a symbolic link to a folder, or another program was faster; a file there shows at the first use.
+  // EEXIST: a symbolic link to a folder, or another program was faster; a file there shows at the
+  // first use.
   if (status == -EEXIST) return;
   if (status < 0) throw write_error("cannot make the folder", path, -status);
   sync_folder(file_system, parent);

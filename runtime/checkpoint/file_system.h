@@ -1,5 +1,6 @@
-// The system calls of a checkpoint, behind one small interface: what is written, in which order it is made durable, and
-// what a fault does to it can be tested call by call. Above it: owning handles and errors for people.
+// The system calls of a checkpoint, behind one small interface: what is written, in which order it
+// is made durable, and what a fault does to it can be tested call by call. Above it: owning handles
+// and errors for people.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +16,8 @@ namespace flashshard::checkpoint {
 
 enum class PathKind : uint8_t { kMissing, kFile, kDirectory, kOther };
 
-/// One method, one system call (sync_directory: open, fsync, close). Results are 0 or a count, or a negated errno; none
-/// throws. Files are referred to by a descriptor >= 0.
+/// One method, one system call (sync_directory: open, fsync, close). Results are 0 or a count, or a
+/// negated errno; none throws. Files are referred to by a descriptor >= 0.
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
@@ -51,8 +52,8 @@ class FileSystem {
 /// The machine's own file system.
 FileSystem& posix_file_system();
 
-/// An error of a write: kOutOfSpace for a full disk or a failing device, kUsage for a folder that may not be written.
-/// `error` is an errno. The message names the path and says what to do.
+/// An error of a write: kOutOfSpace for a full disk or a failing device, kUsage for a folder that
+/// may not be written. `error` is an errno. The message names the path and says what to do.
 [[nodiscard]] Error write_error(std::string_view action, const std::string& path, int error);
 /// An error of a read: kCheckpoint, or kUsage when permission is missing.
 [[nodiscard]] Error read_error(std::string_view action, const std::string& path, int error);
@@ -66,7 +67,8 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
 
   void write(std::span<const std::byte> bytes);  // all of them, or throws write_error
-  /// Makes the bytes durable and closes the file. A file that is not finished is not part of anything.
+  /// Makes the bytes durable and closes the file. A file that is not finished is not part of
+  /// anything.
   void finish();
 
  private:
@@ -101,11 +103,13 @@ std::string name_of_path(std::string_view path);
 /// The folder that a path stands in; "." for a bare name.
 std::string parent_of_path(std::string_view path);
 
-PathKind kind_of(FileSystem& file_system, const std::string& path);          // throws read_error
-std::vector<std::string> list(FileSystem& file_system, const std::string&);  // sorted; throws read_error
+PathKind kind_of(FileSystem& file_system, const std::string& path);  // throws read_error
+std::vector<std::string> list(FileSystem& file_system,
+                              const std::string&);  // sorted; throws read_error
 /// Writes a small file and makes its bytes (not its name) durable.
 void write_file(FileSystem& file_system, const std::string& path, std::string_view text);
-/// Reads a file of at most `limit` bytes; throws read_error, or Error(kCheckpoint) for a larger one.
+/// Reads a file of at most `limit` bytes; throws read_error, or Error(kCheckpoint) for a larger
+/// one.
 std::string read_file(FileSystem& file_system, const std::string& path, uint64_t limit);
 void rename(FileSystem& file_system, const std::string& from, const std::string& to);
 /// Makes a folder's entries durable.

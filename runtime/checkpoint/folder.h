@@ -1,10 +1,11 @@
-// The folder of a run's checkpoints: names, what is complete, what is a leftover, which one an argument means.
+// The folder of a run's checkpoints: names, what is complete, what is a leftover, which one an
+// argument means.
 //
 //   step-00000200/                a checkpoint, complete when its manifest's own hash holds
 //   step-00000200.tmp-<id>/       being written, or left by a save that did not end
 //   step-00000200.deleting-<id>/  being deleted
-//   step-00000200.bad[-<n>]/      was not whole when a save of the same step came; left for people to look at
-//   latest                        names the newest, for people; never read by our code
+//   step-00000200.bad[-<n>]/      was not whole when a save of the same step came; left for people
+//   to look at latest                        names the newest, for people; never read by our code
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ std::string step_name(int64_t step);  // "step-00000200"
 /// The step of an exact name; nothing for any other.
 std::optional<int64_t> step_of_name(std::string_view name);
 
-/// Name exact and the manifest's own hash holds. Throws when the disk or a permission prevents an answer: taking such
-/// a checkpoint for an incomplete one would silently go back to an older.
+/// Name exact and the manifest's own hash holds. Throws when the disk or a permission prevents an
+/// answer: taking such a checkpoint for an incomplete one would silently go back to an older.
 bool is_complete(const std::string& step_folder, FileSystem& file_system = posix_file_system());
 
 struct CompleteCheckpoint {
@@ -37,16 +38,18 @@ std::vector<CompleteCheckpoint> list_complete(const std::string& checkpoints_fol
 std::optional<std::string> find_latest_complete(const std::string& checkpoints_folder,
                                                 FileSystem& file_system = posix_file_system());
 
-/// The step folder that a CKPT argument means: itself, or the newest complete one of a checkpoints folder or a run's
-/// folder. Throws Error(kUsage) for a path that does not exist, Error(kCheckpoint) when it holds no complete checkpoint.
+/// The step folder that a CKPT argument means: itself, or the newest complete one of a checkpoints
+/// folder or a run's folder. Throws Error(kUsage) for a path that does not exist,
+/// Error(kCheckpoint) when it holds no complete checkpoint.
 std::string resolve(const std::string& argument, FileSystem& file_system = posix_file_system());
 
-/// Removes what saves and deletions left behind; returns the names. For one rank alone, before a run begins.
+/// Removes what saves and deletions left behind; returns the names. For one rank alone, before a
+/// run begins.
 std::vector<std::string> clean_up(const std::string& checkpoints_folder,
                                   FileSystem& file_system = posix_file_system());
 
-/// Throws Error(kUsage), the same on every rank, when some rank does not see in `folder` what rank 0 writes there.
-/// Makes the folder. All ranks call it.
+/// Throws Error(kUsage), the same on every rank, when some rank does not see in `folder` what rank
+/// 0 writes there. Makes the folder. All ranks call it.
 void check_shared_folder(const std::string& folder, Communicator& communicator,
                          FileSystem& file_system = posix_file_system());
 

@@ -137,7 +137,7 @@ void LogicalHasher::add(const UnitRun& run) {
 }
 
 LogicalHash all_reduce(const LogicalHash& part, Communicator& communicator) {
-  std::array<int64_t, kLimbs * kStateClasses> limbs = {};
+  std::array<int64_t, kLimbs* kStateClasses> limbs = {};
   for (size_t c = 0; c < kStateClasses; ++c) {
     std::ranges::copy(limbs_of(part.by_class[c]), limbs.begin() + static_cast<long>(c * kLimbs));
   }

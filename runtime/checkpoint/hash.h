@@ -1,9 +1,11 @@
-// Hashes of a checkpoint. XXH3-128 (xxHash's XXH3, 128 bits) guards bytes against corruption; it is no signature.
+// Hashes of a checkpoint. XXH3-128 (xxHash's XXH3, 128 bits) guards bytes against corruption; it is
+// no signature.
 //
 // The logical hash of a run's state is the sum modulo 2^128, over all units of all tensors, of
-//   XXH3-128(tensor name, 0x00, state name, 0x00, unit index as 8 little-endian bytes, the unit's bytes)
-// with the weight as state "weight". A sum has no order and no shard boundary cuts a unit, so it is the same for every
-// sharding, and each rank can add up its own part of a running job.
+//   XXH3-128(tensor name, 0x00, state name, 0x00, unit index as 8 little-endian bytes, the unit's
+//   bytes)
+// with the weight as state "weight". A sum has no order and no shard boundary cuts a unit, so it is
+// the same for every sharding, and each rank can add up its own part of a running job.
 #pragma once
 
 #include <array>
@@ -48,7 +50,8 @@ class Xxh3 {
 };
 Hash128 xxh3_128(std::span<const std::byte> bytes);
 
-/// What the bytes of a state are for. "weight", "correction", "momentum", "variance"; names ending in "_scale" are scales.
+/// What the bytes of a state are for. "weight", "correction", "momentum", "variance"; names ending
+/// in "_scale" are scales.
 enum class StateClass : uint8_t { kWeights, kCorrection, kMomentum, kVariance, kScales, kOther };
 constexpr size_t kStateClasses = 6;
 std::string_view name_of(StateClass state_class);  // "weights", "correction", ...
@@ -69,7 +72,7 @@ struct UnitRun {
   std::string_view tensor;
   std::string_view state;
   int64_t first_unit = 0;
-  int64_t unit_bytes = 0;              // > 0; the last unit of a tensor may have fewer
+  int64_t unit_bytes = 0;            // > 0; the last unit of a tensor may have fewer
   std::span<const std::byte> bytes;  // whole units
 };
 
@@ -87,7 +90,8 @@ class LogicalHasher {
 /// The sum over all ranks; every rank calls it and gets the same.
 LogicalHash all_reduce(const LogicalHash& part, Communicator& communicator);
 
-/// The hash of a running job: of this rank's views alone, and summed over the ranks. Host-readable views.
+/// The hash of a running job: of this rank's views alone, and summed over the ranks. Host-readable
+/// views.
 LogicalHash hash_of_views(const ShardLayout& layout, std::span<const ShardTensorView> views);
 LogicalHash live_hash(const ShardLayout& layout, std::span<const ShardTensorView> views,
                       Communicator& communicator);

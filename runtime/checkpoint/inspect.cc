@@ -76,9 +76,10 @@ std::string to_text(const Inspection& inspection) {
   for (const auto& [name, value] : run.counters) text += fmt::format("{:<14} {}\n", name, value);
   text += class_table(inspection);
   text += fmt::format("  {:<12} {:>16} bytes\n", "on disk", inspection.file_bytes);
-  return text + fmt::format("{:.2f} times smaller than fp32 weights with Adam's moments (12 bytes a "
-                            "parameter)\n",
-                            inspection.compression());
+  return text + fmt::format(
+                    "{:.2f} times smaller than fp32 weights with Adam's moments (12 bytes a "
+                    "parameter)\n",
+                    inspection.compression());
 }
 
 std::string to_json(const Inspection& inspection) {

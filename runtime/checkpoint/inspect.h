@@ -18,7 +18,7 @@ struct Inspection {
   RunState run;
   int world_size = 0;
   int64_t tensors = 0;
-  int64_t parameters = 0;                                 // elements of all weights
+  int64_t parameters = 0;                                  // elements of all weights
   std::array<int64_t, kStateClasses> bytes_by_class = {};  // of tensor data
   int64_t tensor_bytes = 0;
   int64_t file_bytes = 0;  // tensors, headers and manifests

@@ -39,11 +39,12 @@ void append_weights(const Schema& saved, std::span<const Tensor> weights, const 
     const int tensor = static_cast<int>(t);
     const ParameterSpec& parameter = saved.layout.parameter(tensor);
     if (weights[t].dtype != saved.state(tensor, 0).dtype) {
-      throw Error(ExitCode::kCheckpoint,
-                  fmt::format("tensor {}: the weight is {}, the run has {}", quoted(parameter.name),
-                              safetensors_dtype(saved.state(tensor, 0).dtype),
-                              safetensors_dtype(weights[t].dtype)),
-                  where, "use the model.dtype that it was saved with");
+      throw Error(
+          ExitCode::kCheckpoint,
+          fmt::format("tensor {}: the weight is {}, the run has {}", in_quotes(parameter.name),
+                      safetensors_dtype(saved.state(tensor, 0).dtype),
+                      safetensors_dtype(weights[t].dtype)),
+          where, "use the model.dtype that it was saved with");
     }
     wanted.push_back({tensor, 0, {0, parameter.rows}, bytes_of(weights[t])});
   }
@@ -70,11 +71,11 @@ RunState load(const LoadRequest& request, Communicator& communicator) {
   loaded = all_reduce(loaded, communicator);
   agree(communicator, outcome_of([&] {
           if (loaded == reader->manifest().logical_hash) return;
-          throw Error(ExitCode::kCheckpoint,
-                      fmt::format("what was loaded has the logical hash {}, the manifest says {}",
-                                  loaded.total().hex(),
-                                  reader->manifest().logical_hash.total().hex()),
-                      "", "`flashshard verify` lists the damage; resume from another checkpoint");
+          throw Error(
+              ExitCode::kCheckpoint,
+              fmt::format("what was loaded has the logical hash {}, the manifest says {}",
+                          loaded.total().hex(), reader->manifest().logical_hash.total().hex()),
+              "", "`flashshard verify` lists the damage; resume from another checkpoint");
         }),
         what);
   return reader->manifest().run;

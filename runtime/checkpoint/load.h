@@ -1,4 +1,5 @@
-// Loading a checkpoint: into the ranks of a run that goes on, or the weights alone for `eval` and `generate`.
+// Loading a checkpoint: into the ranks of a run that goes on, or the weights alone for `eval` and
+// `generate`.
 #pragma once
 
 #include <span>
@@ -17,23 +18,25 @@ struct LoadRequest {
   const ShardLayout* layout = nullptr;  // of the run: its world size must be that of the checkpoint
   /// What this rank owns (ShardedState::shard_views): overwritten. Host-writable.
   std::span<const ShardTensorView> views;
-  /// Whole weights by tensor, (rows, cols) in the checkpoint's dtype; every rank gets all rows. Empty: the views suffice.
+  /// Whole weights by tensor, (rows, cols) in the checkpoint's dtype; every rank gets all rows.
+  /// Empty: the views suffice.
   std::span<const Tensor> weights;
   FileSystem* file_system = &posix_file_system();
 };
 
-/// Fills views and weights and returns where the run stood. All ranks call it; all succeed or all throw the same Error:
-/// kCheckpoint when the checkpoint is damaged or does not fit, naming the file or the tensor and the field. Every tensor's
-/// hash is checked as it is read, and the logical hash of all ranks' views against the manifest's at the end.
-/// After an error the memory holds parts of the checkpoint: the run cannot go on from it.
+/// Fills views and weights and returns where the run stood. All ranks call it; all succeed or all
+/// throw the same Error: kCheckpoint when the checkpoint is damaged or does not fit, naming the
+/// file or the tensor and the field. Every tensor's hash is checked as it is read, and the logical
+/// hash of all ranks' views against the manifest's at the end. After an error the memory holds
+/// parts of the checkpoint: the run cannot go on from it.
 RunState load(const LoadRequest& request, Communicator& communicator);
 
 /// Where a run stood, without its tensors.
 RunState read_run_state(const std::string& step_folder,
                         FileSystem& file_system = posix_file_system());
 
-/// Fills whole weights, one Tensor of shape (rows, cols) per parameter, in the checkpoint's dtype, from a checkpoint of any
-/// world size. Throws Error(kCheckpoint).
+/// Fills whole weights, one Tensor of shape (rows, cols) per parameter, in the checkpoint's dtype,
+/// from a checkpoint of any world size. Throws Error(kCheckpoint).
 void read_weights(const std::string& step_folder, std::span<const ParameterSpec> parameters,
                   std::span<const Tensor> weights, FileSystem& file_system = posix_file_system());
 

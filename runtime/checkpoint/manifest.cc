@@ -131,7 +131,7 @@ void write_file_record(const FileRecord& record, proto::Manifest::File& message)
 
 Hash128 read_hash(const std::string& text, std::string_view of, const std::string& where) {
   const auto hash = Hash128::from_hex(text);
-  if (!hash) fail(where, fmt::format("{}: {} is no hash", of, quoted(text)));
+  if (!hash) fail(where, fmt::format("{}: {} is no hash", of, in_quotes(text)));
   return *hash;
 }
 
@@ -140,15 +140,16 @@ FileRecord read_file_record(const proto::Manifest::File& message, const std::str
   record.name = message.name();
   record.rank = message.rank();
   record.bytes = message.bytes();
-  record.hash = read_hash(message.xxh3_128(), quoted(message.name()), where);
+  record.hash = read_hash(message.xxh3_128(), in_quotes(message.name()), where);
   for (const auto& tensor : message.tensors()) {
     record.tensors.push_back({tensor.name(), tensor.bytes(),
-                              read_hash(tensor.xxh3_128(), quoted(tensor.name()), where)});
+                              read_hash(tensor.xxh3_128(), in_quotes(tensor.name()), where)});
   }
   return record;
 }
 
-/// Every rank has its two files, under the names that the ranks give; nothing here can lead out of the folder.
+/// Every rank has its two files, under the names that the ranks give; nothing here can lead out of
+/// the folder.
 void check_file_records(const std::vector<FileRecord>& files, int world_size,
                         const std::string& where) {
   if (files.size() != 2 * static_cast<size_t>(world_size)) {
@@ -158,8 +159,8 @@ void check_file_records(const std::vector<FileRecord>& files, int world_size,
     const int rank = static_cast<int>(i / 2);
     const std::string name = file_name(i % 2 == 0 ? FileKind::kWeights : FileKind::kState, rank);
     if (files[i].name != name || files[i].rank != rank) {
-      fail(where, fmt::format("file {} of rank {} where {} of rank {} belongs", quoted(files[i].name),
-                              files[i].rank, name, rank));
+      fail(where, fmt::format("file {} of rank {} where {} of rank {} belongs",
+                              in_quotes(files[i].name), files[i].rank, name, rank));
     }
   }
 }
@@ -181,7 +182,7 @@ LogicalHash read_logical_hash(const proto::Manifest& message, const std::string&
   for (size_t c = 0; c < kStateClasses; ++c) {
     const auto& entry = message.logical_hashes(static_cast<int>(c));
     if (entry.name() != name_of(static_cast<StateClass>(c))) {
-      fail(where, fmt::format("logical_hashes: {} is out of place", quoted(entry.name())));
+      fail(where, fmt::format("logical_hashes: {} is out of place", in_quotes(entry.name())));
     }
     hash.by_class[c] = read_hash(entry.hash(), entry.name(), where);
   }

@@ -1,8 +1,11 @@
-// The manifest of a checkpoint (docs/checkpoints.md): everything but the tensors' bytes, and the hashes that guard those.
+// The manifest of a checkpoint (docs/checkpoints.md): everything but the tensors' bytes, and the
+// hashes that guard those.
 //
-// manifest.pb:  8 bytes "FSHMANI1", payload length (8 bytes little-endian), payload (proto/checkpoint.proto),
+// manifest.pb:  8 bytes "FSHMANI1", payload length (8 bytes little-endian), payload
+// (proto/checkpoint.proto),
 //               XXH3-128 of the payload (16 bytes, most significant first)
-// manifest.json: the same message as protobuf JSON, for people and scripts. Our code reads manifest.pb alone.
+// manifest.json: the same message as protobuf JSON, for people and scripts. Our code reads
+// manifest.pb alone.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +27,8 @@ struct RunState {
   uint64_t applied_updates = 0;    // t: updates that changed the weights
   int64_t sequences_consumed = 0;  // where the data goes on
   int64_t tokens_consumed = 0;
-  std::string model;   // the model's name, for people
-  std::string config;  // the resolved configuration as text
+  std::string model;                               // the model's name, for people
+  std::string config;                              // the resolved configuration as text
   std::map<std::string, std::string> environment;  // what the bits depend on besides the inputs
   std::map<std::string, uint64_t> rng_keys;        // "seed", ...
   std::map<std::string, int64_t> counters;         // "skipped_steps", ...
@@ -75,7 +78,8 @@ bool manifest_frame_holds(std::string_view pb);
 /// Throws Error(kCheckpoint) that says what is wrong; every number is checked before it is used.
 Manifest decode_manifest(std::string_view pb, const std::string& where);
 
-/// What differs between a decodable manifest.pb and the manifest.json beside it; nothing when they agree.
+/// What differs between a decodable manifest.pb and the manifest.json beside it; nothing when they
+/// agree.
 std::optional<std::string> json_difference(std::string_view pb, std::string_view json);
 
 /// Records of files as bytes, for the way between ranks.

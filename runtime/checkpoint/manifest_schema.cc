@@ -18,6 +18,7 @@ using TensorMessage = proto::Manifest::Tensor;
 constexpr int64_t kMostElements = int64_t{1} << 56;
 constexpr int64_t kMostUnitRows = int64_t{1} << 31;
 constexpr int kMostRanks = 1 << 20;
+constexpr int kMostStates = 16;
 
 constexpr std::array<std::pair<DType, proto::Manifest::DType>, 7> kDTypes = {
     {{DType::kBF16, proto::Manifest::BF16},
@@ -69,7 +70,7 @@ class TensorReader {
     for (const auto& part : message_.parts()) {
       require(part.first_row() >= 0 && part.rows() > 0 && part.first_row() <= message_.rows() &&
                   part.rows() <= message_.rows() - part.first_row(),
-              fmt::format("part {} lies outside it", quoted(part.name())));
+              fmt::format("part {} lies outside it", in_quotes(part.name())));
       parameter.parts.push_back({part.name(), part.first_row(), part.rows()});
     }
     parameter.tied_names.assign(message_.tied_names().begin(), message_.tied_names().end());
@@ -86,8 +87,9 @@ class TensorReader {
   std::vector<StateRecord> states() const {
     std::vector<StateRecord> records;
     std::set<std::string> names;
+    require(message_.states_size() <= kMostStates, "too many states");
     for (const auto& state : message_.states()) {
-      const std::string of = fmt::format("state {}", quoted(state.name()));
+      const std::string of = fmt::format("state {}", in_quotes(state.name()));
       require(is_identifier(state.name()) && names.insert(state.name()).second,
               of + ": wants a name of its own, of letters, digits and _");
       require(state.group() > 0 && unit_rows() * message_.cols() % state.group() == 0,
@@ -108,7 +110,8 @@ class TensorReader {
   void require(bool holds, std::string_view what) const {
     if (holds) return;
     throw Error(ExitCode::kCheckpoint,
-                fmt::format("bad manifest: tensor {}: {}", quoted(message_.name()), what), where_);
+                fmt::format("bad manifest: tensor {}: {}", in_quotes(message_.name()), what),
+                where_);
   }
   ParameterRole role() const {
     for (const auto& [ours, theirs] : kRoles) {
@@ -169,13 +172,22 @@ Schema read_schema(const proto::Manifest& message, const std::string& where) {
   std::vector<int64_t> unit_rows;
   std::vector<std::vector<StateRecord>> states;
   std::set<std::string> names;
+  int64_t elements = 0;
+  if (message.tensors().empty()) {
+    throw Error(ExitCode::kCheckpoint, "bad manifest: it has no tensors", where);
+  }
   for (const TensorMessage& tensor : message.tensors()) {
     if (!names.insert(tensor.name()).second) {
       throw Error(ExitCode::kCheckpoint,
-                  fmt::format("bad manifest: tensor {} stands twice", quoted(tensor.name())), where);
+                  fmt::format("bad manifest: tensor {} stands twice", in_quotes(tensor.name())),
+                  where);
     }
     const TensorReader reader(tensor, where);
     parameters.push_back(reader.parameter());
+    elements += parameters.back().elements();
+    if (elements > kMostElements) {
+      throw Error(ExitCode::kCheckpoint, "bad manifest: its tensors are too large", where);
+    }
     unit_rows.push_back(reader.unit_rows());
     states.push_back(reader.states());
   }

@@ -1,4 +1,5 @@
-// The tensor table of a manifest message: written from a Schema, and read back with every number checked.
+// The tensor table of a manifest message: written from a Schema, and read back with every number
+// checked.
 #pragma once
 
 #include <string>

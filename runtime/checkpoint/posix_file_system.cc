@@ -36,17 +36,16 @@ class PosixFileSystem final : public FileSystem {
   }
   int open(const std::string& path) override {
     // O_NONBLOCK: a pipe in place of a file must give an error, not a wait for its writer.
-    return result(uninterrupted(
-        [&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
+    return result(
+        uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   }
   int close(int file) override {
     // The descriptor is gone even when a signal interrupts close on Linux.
     return ::close(file) < 0 && errno != EINTR ? -errno : 0;
   }
   int64_t write(int file, std::span<const std::byte> bytes) override {
-    const auto done = uninterrupted([&] {
-      return ::write(file, bytes.data(), std::min(bytes.size(), kMostBytesPerCall));
-    });
+    const auto done = uninterrupted(
+        [&] { return ::write(file, bytes.data(), std::min(bytes.size(), kMostBytesPerCall)); });
     return done < 0 ? -errno : done;
   }
   int64_t read(int file, uint64_t offset, std::span<std::byte> bytes) override {
@@ -61,11 +60,13 @@ class PosixFileSystem final : public FileSystem {
     if (::fstat(file, &status) < 0) return -errno;
     return S_ISREG(status.st_mode) ? status.st_size : -EINVAL;
   }
-  int sync(int file) override { return result(uninterrupted([&] { return ::fsync(file); })); }
+  int sync(int file) override {
+    return result(uninterrupted([&] { return ::fsync(file); }));
+  }
 
   int sync_directory(const std::string& path) override {
-    const int directory = uninterrupted(
-        [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+    const int directory =
+        uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
     if (directory < 0) return -errno;
     const int synced = sync(directory);
     const int closed = close(directory);

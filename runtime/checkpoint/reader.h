@@ -1,4 +1,5 @@
-// Reading a checkpoint by tensor, state and rows, whoever wrote them: rows are copied, never decoded.
+// Reading a checkpoint by tensor, state and rows, whoever wrote them: rows are copied, never
+// decoded.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,8 @@
 
 namespace flashshard::checkpoint {
 
-/// Rows of one state of one tensor, and where they go. `rows` are whole units (the tensor's last one may be short).
+/// Rows of one state of one tensor, and where they go. `rows` are whole units (the tensor's last
+/// one may be short).
 struct RowsWanted {
   int tensor = 0;
   size_t state = 0;  // in Schema::states; 0 is the weight
@@ -26,8 +28,9 @@ class CheckpointReader {
   const std::string& folder() const { return folder_; }
   const Manifest& manifest() const { return manifest_; }
 
-  /// Fills every range from the files of the ranks that own a part of it, file by file. Sizes, headers and the hashes of
-  /// tensors read whole are checked: Error(kCheckpoint) names file and tensor.
+  /// Fills every range from the files of the ranks that own a part of it, file by file. Sizes,
+  /// headers and the hashes of tensors read whole are checked: Error(kCheckpoint) names file and
+  /// tensor.
   void read(std::span<const RowsWanted> wanted) const;
 
  private:

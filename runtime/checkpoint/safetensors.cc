@@ -19,16 +19,30 @@ constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr uint64_t kLengthBytes = 8;
 
 // The sub-byte types of newer versions are left out: no size in whole bytes belongs to one element.
-constexpr std::array<std::pair<std::string_view, uint64_t>, 17> kDTypes = {
-    {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"F8_E8M0", 1},
-     {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
-     {"F32", 4},  {"I64", 8}, {"U64", 8}, {"F64", 8},     {"C64", 8}}};
+constexpr std::array<std::pair<std::string_view, uint64_t>, 17> kDTypes = {{{"BOOL", 1},
+                                                                            {"U8", 1},
+                                                                            {"I8", 1},
+                                                                            {"F8_E5M2", 1},
+                                                                            {"F8_E4M3", 1},
+                                                                            {"F8_E8M0", 1},
+                                                                            {"I16", 2},
+                                                                            {"U16", 2},
+                                                                            {"F16", 2},
+                                                                            {"BF16", 2},
+                                                                            {"I32", 4},
+                                                                            {"U32", 4},
+                                                                            {"F32", 4},
+                                                                            {"I64", 8},
+                                                                            {"U64", 8},
+                                                                            {"F64", 8},
+                                                                            {"C64", 8}}};
 
 [[noreturn]] void fail(const std::string& where, std::string_view what) {
   throw Error(ExitCode::kCheckpoint, fmt::format("bad safetensors file: {}", what), where);
 }
 
-/// Builds a header from the events of the JSON parser; whatever the format does not have at a place ends it.
+/// Builds a header from the events of the JSON parser; whatever the format does not have at a place
+/// ends it.
 class HeaderBuilder final : public nlohmann::json_sax<json> {
  public:
   explicit HeaderBuilder(const std::string& where) : where_(where) {}
@@ -53,22 +67,23 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
 
   bool key(std::string& text) override {
     if (at_ == At::kTop) {
-      if (!names_.insert(text).second) fail(where_, fmt::format("{} stands twice", quoted(text)));
+      if (!names_.insert(text).second)
+        fail(where_, fmt::format("{} stands twice", in_quotes(text)));
       name_ = text;
       return go(text == kMetadataKey ? At::kMetadataObject : At::kTensorObject);
     }
     if (at_ == At::kMetadata) {
       if (!header_.metadata.try_emplace(text).second) {
-        fail(where_, fmt::format("__metadata__ key {} stands twice", quoted(text)));
+        fail(where_, fmt::format("__metadata__ key {} stands twice", in_quotes(text)));
       }
       metadata_key_ = text;
       return go(At::kMetadataValue);
     }
-    if (!fields_.insert(text).second) tensor_fail(fmt::format("{} stands twice", quoted(text)));
+    if (!fields_.insert(text).second) tensor_fail(fmt::format("{} stands twice", in_quotes(text)));
     if (text == "dtype") return go(At::kDType);
     if (text == "shape") return go(At::kShape);
     if (text == "data_offsets") return go(At::kOffsets);
-    tensor_fail(fmt::format("unknown field {}", quoted(text)));
+    tensor_fail(fmt::format("unknown field {}", in_quotes(text)));
   }
 
   bool string(std::string& text) override {
@@ -151,11 +166,11 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
     return true;
   }
   [[noreturn]] void tensor_fail(std::string_view what) const {
-    fail(where_, fmt::format("tensor {}: {}", quoted(name_), what));
+    fail(where_, fmt::format("tensor {}: {}", in_quotes(name_), what));
   }
   [[noreturn]] bool unexpected(std::string_view what) const {
     fail(where_, fmt::format("{} where the header may not have one, in {}", what,
-                             name_.empty() ? "its beginning" : quoted(name_)));
+                             name_.empty() ? "its beginning" : in_quotes(name_)));
   }
 
   const std::string& where_;
@@ -184,10 +199,10 @@ void check_entries(const SafetensorsHeader& header, const std::string& where) {
   uint64_t next = 0;
   for (const SafetensorsEntry& entry : header.entries) {
     const auto tensor_fail = [&](std::string_view what) {
-      fail(where, fmt::format("tensor {}: {}", quoted(entry.name), what));
+      fail(where, fmt::format("tensor {}: {}", in_quotes(entry.name), what));
     };
     const auto element_bytes = bytes_of_safetensors_dtype(entry.dtype);
-    if (!element_bytes) tensor_fail(fmt::format("unknown dtype {}", quoted(entry.dtype)));
+    if (!element_bytes) tensor_fail(fmt::format("unknown dtype {}", in_quotes(entry.dtype)));
     const auto bytes = bytes_by_shape(entry, *element_bytes);
     if (!bytes) tensor_fail("shape: more elements than 64 bits count");
     if (entry.begin != next || entry.end < entry.begin) {
@@ -251,9 +266,10 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
   json::sax_parse(text.begin(), text.end(), &builder);
   SafetensorsHeader header = builder.take();
   header.data_bytes = data_bytes;
-  std::ranges::stable_sort(header.entries, [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::ranges::stable_sort(header.entries,
+                           [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+                             return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
+                           });
   check_entries(header, where);
   return header;
 }
@@ -265,8 +281,8 @@ SafetensorsHeader read_safetensors_header(const InputFile& file) {
   uint64_t length = 0;
   for (size_t i = 0; i < kLengthBytes; ++i) length |= std::to_integer<uint64_t>(raw[i]) << (8 * i);
   if (length > kLargestSafetensorsHeader) {
-    fail(file.path(), fmt::format("a header of {} bytes, more than {}", length,
-                                  kLargestSafetensorsHeader));
+    fail(file.path(),
+         fmt::format("a header of {} bytes, more than {}", length, kLargestSafetensorsHeader));
   }
   if (length > file.size() - kLengthBytes) {
     fail(file.path(), fmt::format("a header of {} bytes in a file of {}", length, file.size()));
@@ -279,7 +295,7 @@ SafetensorsHeader read_safetensors_header(const InputFile& file) {
   return header;
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   constexpr size_t kMost = 120;
   const std::string shown(text.substr(0, kMost));
   return json(shown).dump(-1, ' ', true, json::error_handler_t::replace) +

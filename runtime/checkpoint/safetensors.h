@@ -1,9 +1,12 @@
-// The safetensors file format (github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header
-//   {"__metadata__": {string: string}, NAME: {"dtype": D, "shape": [...], "data_offsets": [begin, end]}, ...}
+// The safetensors file format (github.com/huggingface/safetensors): 8 bytes little-endian header
+// length, a JSON header
+//   {"__metadata__": {string: string}, NAME: {"dtype": D, "shape": [...], "data_offsets": [begin,
+//   end]}, ...}
 // and the tensors' bytes, row-major, little-endian, one after another without holes.
 //
-// The reader takes what the format's reference takes, and is stricter in two points: a key may not stand twice and a
-// tensor may have no further fields. Files may come from anywhere: every size is checked before it is used.
+// The reader takes what the format's reference takes, and is stricter in two points: a key may not
+// stand twice and a tensor may have no further fields. Files may come from anywhere: every size is
+// checked before it is used.
 #pragma once
 
 #include <cstddef>
@@ -44,17 +47,18 @@ constexpr uint64_t kLargestSafetensorsHeader = 100'000'000;
 /// Bytes of an element, for the dtypes of whole bytes that the format names.
 std::optional<uint64_t> bytes_of_safetensors_dtype(std::string_view dtype);
 
-/// Sets begin and end of every entry (in the order given), data_offset and data_bytes, and returns the file's bytes up
-/// to its data, padded with spaces to a multiple of 8. Entries of larger elements first keep every tensor aligned.
+/// Sets begin and end of every entry (in the order given), data_offset and data_bytes, and returns
+/// the file's bytes up to its data, padded with spaces to a multiple of 8. Entries of larger
+/// elements first keep every tensor aligned.
 std::string lay_out_safetensors(SafetensorsHeader& header);
 
-/// Checks and parses a JSON header for a file with `data_bytes` of data. Throws Error(kCheckpoint) that names the tensor
-/// and the field; `where` is the file. data_offset is left 0.
+/// Checks and parses a JSON header for a file with `data_bytes` of data. Throws Error(kCheckpoint)
+/// that names the tensor and the field; `where` is the file. data_offset is left 0.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes,
                                            const std::string& where);
 SafetensorsHeader read_safetensors_header(const InputFile& file);
 
 /// A text from a file, in quotes, on one line and of bounded length: fit for an error message.
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 }  // namespace flashshard::checkpoint

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "runtime/checkpoint/agreement.h"
@@ -21,7 +22,8 @@ std::vector<FileRecord> gather_records(std::span<const FileRecord> mine,
   const std::string sent = encode_files(mine);
   std::vector<int64_t> sizes(ranks);
   sizes[static_cast<size_t>(communicator.rank())] = static_cast<int64_t>(sent.size());
-  communicator.all_reduce(sizes, ReduceOp::kSum).wait("waiting for the sizes of the ranks' file lists");
+  communicator.all_reduce(sizes, ReduceOp::kSum)
+      .wait("waiting for the sizes of the ranks' file lists");
 
   std::vector<ByteRange> send_ranges(ranks);
   std::vector<ByteRange> receive_ranges(ranks);
@@ -48,8 +50,8 @@ std::vector<FileRecord> gather_records(std::span<const FileRecord> mine,
   return records;
 }
 
-/// True on one rank of every host other than rank 0's: it makes that host's folder entries durable. Rank 0 does so for
-/// its own host, after the manifests.
+/// True on one rank of every host other than rank 0's: it makes that host's folder entries durable.
+/// Rank 0 does so for its own host, after the manifests.
 bool syncs_folder_for_its_host(const Communicator& communicator) {
   const auto host = communicator.host(communicator.rank());
   for (int r = 0; r < communicator.rank(); ++r) {
@@ -71,7 +73,6 @@ class Saving {
   Saving(const SaveRequest& request, Communicator& communicator)
       : request_(request),
         communicator_(communicator),
-        schema_(schema_of(*request.layout, request.views)),
         commit_{*request.file_system, request.folder, request.run.step,
                 make_attempt_id(communicator)} {}
 
@@ -104,13 +105,14 @@ class Saving {
 
   void write_files() {
     agree_on([&] {
+      schema_.emplace(schema_of(*request_.layout, request_.views));
       if (communicator_.rank() == 0) commit_.begin();
     });
     agree_on([&] {
       for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
         records_.push_back(write_shard_file(
-            {*request_.file_system, commit_.temporary_path(), schema_,
-             plan_file(schema_, kind, communicator_.rank()), communicator_.rank(), request_.views},
+            {*request_.file_system, commit_.temporary_path(), *schema_,
+             plan_file(*schema_, kind, communicator_.rank()), communicator_.rank(), request_.views},
             hasher_));
       }
     });
@@ -125,7 +127,7 @@ class Saving {
   }
 
   void commit(SaveResult& result) {
-    Manifest manifest{request_.run, schema_, gather_records(records_, communicator_), result.hash};
+    Manifest manifest{request_.run, *schema_, gather_records(records_, communicator_), result.hash};
     std::array<int64_t, 1> already_there = {0};
     agree_on([&] {
       if (communicator_.rank() == 0) already_there[0] = commit_.commit(manifest, result.warnings);
@@ -136,7 +138,7 @@ class Saving {
 
   const SaveRequest& request_;
   Communicator& communicator_;
-  Schema schema_;
+  std::optional<Schema> schema_;
   Commit commit_;
   LogicalHasher hasher_;
   std::vector<FileRecord> records_;

@@ -1,5 +1,6 @@
-// Saving a checkpoint: every rank writes its rows, all vote, rank 0 commits (docs/checkpoints.md has the protocol).
-// A crash at any instant leaves the previous checkpoint whole and the unfinished one recognisable by its name.
+// Saving a checkpoint: every rank writes its rows, all vote, rank 0 commits (docs/checkpoints.md
+// has the protocol). A crash at any instant leaves the previous checkpoint whole and the unfinished
+// one recognisable by its name.
 #pragma once
 
 #include <span>
@@ -18,24 +19,27 @@ struct SaveRequest {
   std::string folder;  // the run's checkpoints folder, shared by all hosts; made when missing
   RunState run;        // the same on every rank; rank 0's is saved
   const ShardLayout* layout = nullptr;
-  /// What this rank owns: each tensor's weight rows first, then its states (ShardedState::shard_views). Host-readable.
+  /// What this rank owns: each tensor's weight rows first, then its states
+  /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views;
   int keep_last = 0;  // complete checkpoints to keep, this one included; 0: all
   FileSystem* file_system = &posix_file_system();
 };
 
 struct SaveResult {
-  std::string path;        // of the step's folder
-  LogicalHash hash;        // of the state that was to be saved
+  std::string path;            // of the step's folder
+  LogicalHash hash;            // of the state that was to be saved
   bool already_there = false;  // a whole checkpoint of this step existed, and was kept
-  /// Rank 0: what went wrong after the checkpoint was safe (`latest`, deletion of old ones). Nothing to stop for.
+  /// Rank 0: what went wrong after the checkpoint was safe (`latest`, deletion of old ones).
+  /// Nothing to stop for.
   std::vector<std::string> warnings;
 };
 
-/// All ranks call it between two steps. When it returns, the checkpoint survives a power loss; when it throws, it throws
-/// the same on all ranks, naming the failing rank and the reason, and the last checkpoint is as it was: kOutOfSpace for a
-/// full disk or failing storage, kUsage for missing permission. CommunicationError comes from the communicator itself.
-/// Ranks wait for the slowest writer: the communicator's deadline must allow for it.
+/// All ranks call it between two steps. When it returns, the checkpoint survives a power loss; when
+/// it throws, it throws the same on all ranks, naming the failing rank and the reason, and the last
+/// checkpoint is as it was: kOutOfSpace for a full disk or failing storage, kUsage for missing
+/// permission. CommunicationError comes from the communicator itself. Ranks wait for the slowest
+/// writer: the communicator's deadline must allow for it.
 SaveResult save(const SaveRequest& request, Communicator& communicator);
 
 }  // namespace flashshard::checkpoint

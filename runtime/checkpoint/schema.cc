@@ -13,7 +13,8 @@ std::string entry_name(const ParameterSpec& parameter, const StateRecord& state)
   return fmt::format("{}.{}", parameter.name, state.name);
 }
 
-/// The shape of some rows of a state: (rows, columns) where a row has whole groups, else all elements in a row.
+/// The shape of some rows of a state: (rows, columns) where a row has whole groups, else all
+/// elements in a row.
 std::vector<int64_t> shape_of(const ParameterSpec& parameter, const StateRecord& state,
                               int64_t rows) {
   if (parameter.role != ParameterRole::kVector && parameter.cols % state.group == 0) {
@@ -22,7 +23,8 @@ std::vector<int64_t> shape_of(const ParameterSpec& parameter, const StateRecord&
   return {(rows * parameter.cols + state.group - 1) / state.group};
 }
 
-/// What any reader of the file can learn about its shards: rows of the whole tensor, and how it is stored.
+/// What any reader of the file can learn about its shards: rows of the whole tensor, and how it is
+/// stored.
 std::string describe_shards(const Schema& schema, std::span<const ShardEntry> entries) {
   nlohmann::json shards = nlohmann::json::object();
   for (const ShardEntry& entry : entries) {
@@ -54,10 +56,11 @@ std::vector<ShardEntry> entries_of(const Schema& schema, FileKind kind, int rank
 [[noreturn]] void mismatch(const std::string& where, const std::string& tensor,
                            std::string_view field, std::string_view saved,
                            std::string_view running) {
-  throw Error(ExitCode::kCheckpoint,
-              fmt::format("the checkpoint does not fit this run: tensor {}: {} is {}, the run has {}",
-                          quoted(tensor), field, saved, running),
-              where, "resume with the model and optimizer settings that it was saved with");
+  throw Error(
+      ExitCode::kCheckpoint,
+      fmt::format("the checkpoint does not fit this run: tensor {}: {} is {}, the run has {}",
+                  in_quotes(tensor), field, saved, running),
+      where, "resume with the model and optimizer settings that it was saved with");
 }
 
 template <class T>
@@ -83,14 +86,14 @@ std::string_view text_of(ParameterRole role) {
 std::string text_of(const std::vector<ParameterPart>& parts) {
   std::string text;
   for (const ParameterPart& part : parts) {
-    text += fmt::format("[{} {} {}]", quoted(part.name), part.first_row, part.rows);
+    text += fmt::format("[{} {} {}]", in_quotes(part.name), part.first_row, part.rows);
   }
   return text.empty() ? "none" : text;
 }
 
 std::string text_of(const std::vector<std::string>& names) {
   std::string text;
-  for (const std::string& name : names) text += quoted(name);
+  for (const std::string& name : names) text += in_quotes(name);
   return text.empty() ? "none" : text;
 }
 
@@ -105,7 +108,7 @@ std::string text_of(const std::vector<StateRecord>& states) {
 
 void require_same_shape(const ParameterSpec& saved, const ParameterSpec& running,
                         const std::string& where) {
-  require_equal(where, running.name, "its name", quoted(saved.name), quoted(running.name));
+  require_equal(where, running.name, "its name", in_quotes(saved.name), in_quotes(running.name));
   require_equal(where, running.name, "rows", saved.rows, running.rows);
   require_equal(where, running.name, "cols", saved.cols, running.cols);
 }
@@ -121,7 +124,8 @@ void require_same_count(int64_t saved, int64_t running, const std::string& where
 }  // namespace
 
 Schema schema_of(const ShardLayout& layout, std::span<const ShardTensorView> views) {
-  Schema schema{layout, std::vector<std::vector<StateRecord>>(static_cast<size_t>(layout.tensors()))};
+  Schema schema{layout,
+                std::vector<std::vector<StateRecord>>(static_cast<size_t>(layout.tensors()))};
   for (const ShardTensorView& view : views) {
     const auto t = static_cast<size_t>(view.tensor);
     const std::string where = fmt::format("view {} of tensor {}", view.state, view.tensor);
@@ -153,7 +157,8 @@ int64_t unit_bytes(const ShardLayout& layout, int tensor, const StateRecord& sta
 }
 
 std::string file_name(FileKind kind, int rank) {
-  return fmt::format("{}-{:05}.safetensors", kind == FileKind::kWeights ? "weights" : "state", rank);
+  return fmt::format("{}-{:05}.safetensors", kind == FileKind::kWeights ? "weights" : "state",
+                     rank);
 }
 
 ShardFilePlan plan_file(const Schema& schema, FileKind kind, int rank) {

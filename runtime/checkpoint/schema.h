@@ -1,5 +1,6 @@
-// What a checkpoint holds and which bytes belong where: the tensors, the states stored for each, and the shard rule. One
-// description serves the writer, the readers and `verify`, so that they cannot differ.
+// What a checkpoint holds and which bytes belong where: the tensors, the states stored for each,
+// and the shard rule. One description serves the writer, the readers and `verify`, so that they
+// cannot differ.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,7 @@ struct StateRecord {
 };
 
 struct Schema {
-  ShardLayout layout;                             // of the ranks that write or wrote it
+  ShardLayout layout;                            // of the ranks that write or wrote it
   std::vector<std::vector<StateRecord>> states;  // by tensor, the weight first
 
   const StateRecord& state(int tensor, size_t state) const {
@@ -40,7 +41,8 @@ struct Schema {
 Schema schema_of(const ShardLayout& layout, std::span<const ShardTensorView> views);
 
 /// Bytes of `rows` whole units of a state, and of one unit that is not short.
-int64_t bytes_of_rows(const ShardLayout& layout, int tensor, const StateRecord& state, int64_t rows);
+int64_t bytes_of_rows(const ShardLayout& layout, int tensor, const StateRecord& state,
+                      int64_t rows);
 int64_t unit_bytes(const ShardLayout& layout, int tensor, const StateRecord& state);
 
 /// A rank has two files: its rows of the weights, and its rows of every other state.
@@ -54,8 +56,9 @@ struct ShardEntry {
   RowRange rows;
 };
 
-/// A rank's file as it must be: entries and safetensors header in the order of their bytes. Tensors of which the rank
-/// owns no row are left out; larger elements come first, so that every tensor is aligned.
+/// A rank's file as it must be: entries and safetensors header in the order of their bytes. Tensors
+/// of which the rank owns no row are left out; larger elements come first, so that every tensor is
+/// aligned.
 struct ShardFilePlan {
   std::string name;
   std::vector<ShardEntry> entries;
@@ -64,8 +67,9 @@ struct ShardFilePlan {
 };
 ShardFilePlan plan_file(const Schema& schema, FileKind kind, int rank);
 
-/// Throws Error(kCheckpoint) naming tensor and field when a saved schema cannot serve a run: names, shapes, roles, parts,
-/// tied names, units, states and their formats. Settings of the optimizer (decay, layer of a bucket) may differ.
+/// Throws Error(kCheckpoint) naming tensor and field when a saved schema cannot serve a run: names,
+/// shapes, roles, parts, tied names, units, states and their formats. Settings of the optimizer
+/// (decay, layer of a bucket) may differ.
 void require_same_tensors(const Schema& saved, const Schema& running, const std::string& where);
 /// The same for a model alone, as `eval` and `generate` need it: names and shapes.
 void require_same_shapes(const Schema& saved, std::span<const ParameterSpec> parameters,

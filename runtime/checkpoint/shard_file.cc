@@ -23,7 +23,8 @@ InputFile open_with_size(FileSystem& file_system, const std::string& path, uint6
   InputFile file(file_system, path);
   if (file.size() != bytes) {
     throw Error(ExitCode::kCheckpoint,
-                fmt::format("the file has {} bytes, the manifest says {}", file.size(), bytes), path);
+                fmt::format("the file has {} bytes, the manifest says {}", file.size(), bytes),
+                path);
   }
   return file;
 }
@@ -61,8 +62,7 @@ FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher) 
       const auto bytes = rest.first(std::min(chunk, rest.size()));
       file_hash.add(bytes);
       tensor_hash.add(bytes);
-      hasher.add(
-          {layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, bytes});
+      hasher.add({layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, bytes});
       file.write(bytes);
       rest = rest.subspan(bytes.size());
     }
@@ -83,7 +83,7 @@ uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan) {
       throw Error(ExitCode::kCheckpoint,
                   fmt::format("tensor {}: name, dtype, shape or place in the file are not what the "
                               "manifest says",
-                              quoted(name)),
+                              in_quotes(name)),
                   file.path());
     }
   }
@@ -96,13 +96,14 @@ uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan) {
 }
 
 void check_record(const FileRecord& record, const ShardFilePlan& plan, const std::string& where) {
-  const bool same = std::ranges::equal(
-      record.tensors, plan.header.entries, [](const TensorHash& a, const SafetensorsEntry& b) {
-        return a.name == b.name && a.bytes == b.bytes();
-      });
-  if (same) return;
+  const bool same = std::ranges::equal(record.tensors, plan.header.entries,
+                                       [](const TensorHash& a, const SafetensorsEntry& b) {
+                                         return a.name == b.name && a.bytes == b.bytes();
+                                       });
+  if (same && record.bytes >= plan.header.data_bytes) return;
   throw Error(ExitCode::kCheckpoint,
-              "bad manifest: the tensors listed for this file are not those of its rank", where);
+              "bad manifest: the tensors or bytes listed for this file are not those of its rank",
+              where);
 }
 
 ShardFileReader::ShardFileReader(FileSystem& file_system, const std::string& folder,
@@ -120,15 +121,14 @@ void ShardFileReader::read(size_t index, RowRange rows, std::span<std::byte> byt
   const ShardLayout& layout = manifest_.schema.layout;
   const StateRecord& state = manifest_.schema.state(entry.tensor, entry.state);
   const SafetensorsEntry& tensor = plan_.header.entries[index];
-  const int64_t skipped =
-      bytes_of_rows(layout, entry.tensor, state, rows.first - entry.rows.first);
+  const int64_t skipped = bytes_of_rows(layout, entry.tensor, state, rows.first - entry.rows.first);
   file_.read(data_offset_ + tensor.begin + static_cast<uint64_t>(skipped), bytes);
 
   if (rows.count == entry.rows.count && xxh3_128(bytes) != record_.tensors[index].hash) {
-    throw Error(ExitCode::kCheckpoint,
-                fmt::format("tensor {}: its bytes are not those that were saved",
-                            quoted(tensor.name)),
-                file_.path(), "`flashshard verify` lists the damage; resume from another checkpoint");
+    throw Error(
+        ExitCode::kCheckpoint,
+        fmt::format("tensor {}: its bytes are not those that were saved", in_quotes(tensor.name)),
+        file_.path(), "`flashshard verify` lists the damage; resume from another checkpoint");
   }
 }
 

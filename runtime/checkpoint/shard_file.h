@@ -25,11 +25,12 @@ struct ShardFileWrite {
 /// Writes the file, makes its bytes durable and adds its units to the logical hash.
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);
 
-/// Bytes of a piece of work on a state, in whole units: about a mebibyte, so that what is hashed is still in the cache.
+/// Bytes of a piece of work on a state, in whole units: about a mebibyte, so that what is hashed is
+/// still in the cache.
 size_t chunk_bytes(int64_t bytes_of_a_unit);
 
-/// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor and field.
-/// Returns where the data begins.
+/// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor
+/// and field. Returns where the data begins.
 uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan);
 
 /// The manifest's record of a file lists the tensors of its schema; throws Error(kCheckpoint).
@@ -37,13 +38,14 @@ void check_record(const FileRecord& record, const ShardFilePlan& plan, const std
 
 class ShardFileReader {
  public:
-  /// Opens the file and checks size and header against the manifest. Throws Error(kCheckpoint) naming the file.
+  /// Opens the file and checks size and header against the manifest. Throws Error(kCheckpoint)
+  /// naming the file.
   ShardFileReader(FileSystem& file_system, const std::string& folder, const Manifest& manifest,
                   FileKind kind, int rank);
 
   std::span<const ShardEntry> entries() const { return plan_.entries; }
-  /// Copies rows of entry `index` into `bytes`: whole units within the entry's rows. Where that is the whole entry, its
-  /// hash is checked; a part is covered by the logical hash of what is loaded.
+  /// Copies rows of entry `index` into `bytes`: whole units within the entry's rows. Where that is
+  /// the whole entry, its hash is checked; a part is covered by the logical hash of what is loaded.
   void read(size_t index, RowRange rows, std::span<std::byte> bytes) const;
 
  private:

@@ -16,7 +16,8 @@
 namespace flashshard::checkpoint {
 namespace {
 
-// Scale codes: unsigned, 8 bits of exponent and 8 of mantissa, from 2^-60 to 2^63 (docs/numerics.md).
+// Scale codes: unsigned, 8 bits of exponent and 8 of mantissa, from 2^-60 to 2^63
+// (docs/numerics.md).
 constexpr uint16_t kSmallestScale = 0x4300;
 constexpr uint16_t kLargestScale = 0xbe00;
 
@@ -89,8 +90,8 @@ class FileCheck {
     const ShardLayout& layout = manifest_.schema.layout;
     const StateRecord& state = manifest_.schema.state(entry.tensor, entry.state);
     const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
-    const bool is_scale = class_of_state(state.name) == StateClass::kScales &&
-                          state.dtype == DType::kUINT16;
+    const bool is_scale =
+        class_of_state(state.name) == StateClass::kScales && state.dtype == DType::kUINT16;
     bool scales_valid = true;
     tensor_hash_.reset();
     int64_t unit = entry.rows.first / layout.unit_rows(entry.tensor);
@@ -99,7 +100,8 @@ class FileCheck {
       file.read(data_offset + at, buffer_);
       file_hash_.add(buffer_);
       tensor_hash_.add(buffer_);
-      hasher_.add({layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, buffer_});
+      hasher_.add(
+          {layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, buffer_});
       if (is_scale) scales_valid = scales_valid && all_scales_valid(buffer_);
       at += buffer_.size();
       unit += static_cast<int64_t>(chunk_bytes(bytes_of_a_unit)) / bytes_of_a_unit;
@@ -209,9 +211,10 @@ nlohmann::ordered_json json_of(const LogicalHash& hash) {
 }  // namespace
 
 std::string to_text(const Finding& finding) {
-  return fmt::format("{}{}: {}", finding.file,
-                     finding.tensor.empty() ? "" : fmt::format(", tensor {}", quoted(finding.tensor)),
-                     finding.what);
+  return fmt::format(
+      "{}{}: {}", finding.file,
+      finding.tensor.empty() ? "" : fmt::format(", tensor {}", in_quotes(finding.tensor)),
+      finding.what);
 }
 
 std::string to_json(const Verification& verification) {

@@ -72,7 +72,7 @@ void resolve(proto::RunConfig& config, const config::Origins& origins, const std
   if (model.dtype() == proto::WeightType::FP32 && !optimizer.has_master_weight_bits()) {
     optimizer.set_master_weight_bits(32);
   }
-  config::require_ranges(config, origins);
+  config::require_ranges(config, origins, source);
   config::require_rules(config, source);
   if (model.kv_heads() == 0) model.set_kv_heads(model.heads());
   if (model.head_dim() == 0) model.set_head_dim(model.hidden_size() / model.heads());

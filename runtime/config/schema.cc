@@ -60,8 +60,9 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 size_t farthest(std::string_view name) { return std::max<size_t>(2, name.size() / 3); }
 
 std::optional<size_t> nearest(std::string_view name, std::span<const std::string> candidates) {
-  size_t best = farthest(name) + 1;
   std::optional<size_t> found;
+  if (name.size() > kQuotedLength) return found;
+  size_t best = farthest(name) + 1;
   for (size_t i = 0; i < candidates.size(); ++i) {
     const size_t distance = edit_distance(name, candidates[i]);
     if (distance < best) {
@@ -157,7 +158,6 @@ std::string did_you_mean(std::string_view name, std::span<const std::string> can
 }
 
 std::string did_you_mean_setting(std::string_view path) {
-  if (path.size() > kQuotedLength) return "";
   const auto fields = setting_fields();
   // A name that exists, only not there, is what was meant, whatever the distance of the whole path.
   const auto elsewhere = std::ranges::find_if(

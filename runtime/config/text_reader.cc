@@ -29,6 +29,9 @@ using google::protobuf::io::Tokenizer;
 
 constexpr int kDeepestNesting = 8;  // of messages; the schema has two
 
+constexpr size_t kLongestReport =
+    200;  // characters of a parser's message, which may quote the file
+
 // Line and column count from 0, as protobuf's do; people count from 1.
 struct Position {
   int line = 0;
@@ -120,8 +123,8 @@ class NameCheck {
     const Position position = {token().line, token().column};
     const FieldDescriptor* field = scope.type->FindFieldByName(token().text);
     if (field == nullptr) {
-      throw Error(ExitCode::kUsage, "unknown field " + path, place(source_, position),
-                  did_you_mean_setting(path));
+      throw Error(ExitCode::kUsage, fmt::format("unknown field {}", printable_path(path)),
+                  place(source_, position), did_you_mean_setting(path));
     }
     fields_.push_back({position, path});
     tokenizer_.Next();
@@ -132,7 +135,7 @@ class NameCheck {
     if (field.enum_type() != nullptr && token().type == Tokenizer::TYPE_IDENTIFIER &&
         field.enum_type()->FindValueByName(token().text) == nullptr) {
       throw Error(ExitCode::kUsage,
-                  fmt::format("unknown value {} of {}, allowed: {}", token().text,
+                  fmt::format("unknown value {} of {}, allowed: {}", printable_path(token().text),
                               fields_.back().path, allowed_values(field)),
                   place(source_, {token().line, token().column}),
                   did_you_mean(token().text, enumerator_names(*field.enum_type())));
@@ -275,10 +278,11 @@ void read_text(std::string_view text, const std::string& source, proto::RunConfi
     for (const auto& field : names.fields()) {
       if (field.position < error.position()) near = ", near " + field.path;
     }
-    throw Error(ExitCode::kUsage,
-                fmt::format("cannot read the configuration: {}{}",
-                            error.message().value_or("not in text format"), near),
-                place(source, error.position()));
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("cannot read the configuration: {}{}",
+                    error.message().value_or("not in text format").substr(0, kLongestReport), near),
+        place(source, error.position()));
   }
   for (const auto& field : names.fields()) {
     origins[field.path] = place(source, field.position);

@@ -48,13 +48,13 @@ bool in_range(double value, const proto::Setting& setting) {
          !(setting.has_below() && value >= setting.below());
 }
 
-void require_present(const SettingField& field) {
+[[noreturn]] void refuse_unset(const SettingField& field, const std::string& source) {
   std::string hint = "set it in the file or with --set " + field.path + "=...";
   if (field.section->name() == "model") {
     hint += ", or take a shape by model.preset:";
     for (const ModelPreset& preset : model_presets()) hint += fmt::format(" {}", preset.name);
   }
-  throw Error(ExitCode::kUsage, field.path + " is not set and has no default", {}, hint);
+  throw Error(ExitCode::kUsage, field.path + " is not set and has no default", source, hint);
 }
 
 // The rules, each with its statement in the table below.
@@ -190,10 +190,11 @@ constexpr std::array kRules = {
 
 std::span<const FieldRule> field_rules() { return kRules; }
 
-void require_ranges(const proto::RunConfig& config, const Origins& origins) {
+void require_ranges(const proto::RunConfig& config, const Origins& origins,
+                    const std::string& source) {
   for (const SettingField& field : setting_fields()) {
     if (!is_set(config, field)) {
-      if (field.setting().required()) require_present(field);
+      if (field.setting().required()) refuse_unset(field, source);
       continue;
     }
     const auto origin = origins.find(field.path);

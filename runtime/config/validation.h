@@ -21,10 +21,11 @@ struct FieldRule {
 std::span<const FieldRule> field_rules();
 
 /// Required fields are set, set fields are in range, strings are one line of UTF-8. Throws
-/// Error(kUsage).
-void require_ranges(const proto::RunConfig& config, const Origins& origins);
+/// Error(kUsage). `source`: the file's name.
+void require_ranges(const proto::RunConfig& config, const Origins& origins,
+                    const std::string& source);
 
-/// The rules between fields; ranges must hold. Throws Error(kUsage). `source`: the file's name.
+/// The rules between fields; ranges must hold. Throws Error(kUsage).
 void require_rules(const proto::RunConfig& config, const std::string& source);
 
 }  // namespace flashshard::config

@@ -54,6 +54,20 @@ std::string frame_record(std::string_view data) {
   return record;
 }
 
+std::vector<ScalarValue> tensorboard_scalars(const StepMetrics& metrics) {
+  std::vector<ScalarValue> scalars = {
+      {"loss", metrics.loss},
+      {"grad_norm", metrics.grad_norm},
+      {"learning_rate", metrics.learning_rate},
+      {"tps", metrics.tokens_per_second},
+      {"skipped_steps", static_cast<double>(metrics.skipped_steps)},
+      {"step_ms", metrics.step_ms},
+      {"peak_bytes", static_cast<double>(metrics.peak_bytes)},
+  };
+  if (metrics.validation_loss) scalars.push_back({"validation_loss", *metrics.validation_loss});
+  return scalars;
+}
+
 EventFile::EventFile(const EventFileOptions& options)
     : clock_(options.clock ? options.clock : system_clock_seconds) {
   const auto seconds = static_cast<int64_t>(clock_());

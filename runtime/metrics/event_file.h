@@ -9,8 +9,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/metrics/durable_file.h"
+#include "runtime/metrics/metrics_file.h"
 
 namespace flashshard::tensorboard {
 class Event;
@@ -27,15 +29,19 @@ struct ScalarValue {
   double value = 0;  // stored as fp32
 };
 
+/// What TensorBoard shows of a step: loss, grad_norm, learning_rate, tps, skipped_steps, step_ms,
+/// peak_bytes and, at steps that validate, validation_loss.
+std::vector<ScalarValue> tensorboard_scalars(const StepMetrics& metrics);
+
 struct EventFileOptions {
   std::filesystem::path directory;
   /// The run goes on after this step: readers drop what earlier files hold of later ones.
   int64_t last_step = 0;
   /// Seconds since 1970; empty: the system's clock. Host and process id also stand in the file's
   /// name.
-  std::function<double()> clock;
-  std::string host;    // empty: this machine
-  int process_id = 0;  // 0: this process
+  std::function<double()> clock = {};
+  std::string host = {};  // empty: this machine
+  int process_id = 0;     // 0: this process
 };
 
 /// events.out.tfevents.<seconds>.<host>.<pid>. Every call is one write(2), so TensorBoard sees a

@@ -21,13 +21,13 @@ std::string memory_field(const MemoryUse& memory) {
 std::string format_step_line(const StepLine& line) {
   const std::string mfu = line.mfu ? fmt::format("{:.2f}%", 100.0 * *line.mfu) : "N/A";
   return fmt::format(
-      "step: {:2}  loss: {:8.5f}  grad_norm: {:7.4f}  {}  tps: {}  tflops: {}  mfu: {}", line.step,
-      line.loss, line.grad_norm, memory_field(line.memory),
+      "step: {:2}  loss: {:>8.5f}  grad_norm: {:>7.4f}  {}  tps: {}  tflops: {}  mfu: {}",
+      line.step, line.loss, line.grad_norm, memory_field(line.memory),
       with_thousands(line.tokens_per_second, 0), with_thousands(line.tflops, 2), mfu);
 }
 
 std::string format_validation_line(const ValidationLine& line) {
-  return fmt::format("validate step: {:2}  loss: {:7.4f}  {}  tps: {}", line.step, line.loss,
+  return fmt::format("validate step: {:2}  loss: {:>7.4f}  {}  tps: {}", line.step, line.loss,
                      memory_field(line.memory), with_thousands(line.tokens_per_second, 0));
 }
 

@@ -153,8 +153,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
   pass.accumulate = accumulate;
   load(batch, pass);
   forward(pass, hooks);
-  forward_final_norm(pass, 0);
-  before_head(hooks);
+  forward_final_norm(pass, 0, hooks);
 
   // Head and loss run forward and backward in one call: the logits never exist all at once.
   LossResult result;
@@ -175,8 +174,7 @@ LossResult Llama::evaluate(const MicroBatchView& batch, const LayerHooks& hooks)
   const Pass pass = begin(batch.sequences, batch.sequence_length, false);
   load(batch, pass);
   forward(pass, hooks);
-  forward_final_norm(pass, 0);
-  before_head(hooks);
+  forward_final_norm(pass, 0, hooks);
   CrossEntropy loss;
   LossResult result;
   loss.loss_sum = &result.loss_sum;
@@ -198,7 +196,7 @@ std::vector<float> Llama::next_token_logits(std::span<const int32_t> tokens) {
   const Pass pass = begin(1, count, false);
   backend_.copy(pass.shared.tokens.data, tokens.data(), tokens.size_bytes());
   forward(pass, {});
-  forward_final_norm(pass, count - 1);
+  forward_final_norm(pass, count - 1, {});
   project(pass.shared.logits, pass.shared.normed.row_range(count - 1, 1), weights_.head);
   std::vector<float> logits(static_cast<size_t>(options_.vocab_size));
   backend_.copy(logits.data(), pass.shared.logits.data, pass.shared.logits.bytes());

@@ -90,9 +90,9 @@ class Llama final : public Model {
   void forward(const Pass& pass, const LayerHooks& hooks);
   void forward_attention(const Pass& pass, int layer);
   void forward_feed_forward(const Pass& pass, int layer);
-  /// Rows [first, T) through the last norm, into the same rows of `normed`.
-  void forward_final_norm(const Pass& pass, int64_t first);
-  void before_head(const LayerHooks& hooks) const;
+  /// Announces the head's layer and takes rows [first, T) through the last norm, into the same rows
+  /// of `normed`.
+  void forward_final_norm(const Pass& pass, int64_t first, const LayerHooks& hooks);
 
   void backward(const Pass& pass, const LayerHooks& hooks);
   void backward_final_norm(const Pass& pass);

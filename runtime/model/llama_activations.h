@@ -1,10 +1,11 @@
 // Activation memory of a Llama decoder: planned once for the largest micro-batch, reused by every
 // one.
 //
-// A block keeps what its backward cannot rebuild cheaply: both residual inputs, their inverse rms, rotated q‖k‖v, the
-// attention output with its log-sum-exp, and gate‖up. The two normed inputs and the SwiGLU output are recomputed in the
-// backward: kept, they would be nearly half as much memory again, and each costs one elementwise pass beside two matrix
-// products over the same rows (docs/model.md has the numbers).
+// A block keeps what its backward cannot rebuild cheaply: both residual inputs, their inverse rms,
+// rotated q‖k‖v, the attention output with its log-sum-exp, and gate‖up. The two normed inputs and
+// the SwiGLU output are recomputed in the backward: kept, they would be nearly half as much memory
+// again, and each costs one elementwise pass beside two matrix products over the same rows
+// (docs/model.md has the numbers).
 #pragma once
 
 #include <cstdint>

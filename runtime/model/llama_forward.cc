@@ -88,7 +88,9 @@ void Llama::forward_feed_forward(const Pass& pass, int layer) {
   project(pass.shared.branch_output, pass.shared.swiglu, weights.down_projection);
 }
 
-void Llama::forward_final_norm(const Pass& pass, int64_t first) {
+void Llama::forward_final_norm(const Pass& pass, int64_t first, const LayerHooks& hooks) {
+  if (options_.tied_embeddings) hooks.call_before_layer(0);
+  hooks.call_before_layer(options_.layers + 1);
   const int64_t count = pass.tokens - first;
   const BlockActivations last = block_of(pass, options_.layers);
   backend_.rmsnorm({.out = pass.shared.normed.row_range(first, count),
@@ -98,11 +100,6 @@ void Llama::forward_final_norm(const Pass& pass, int64_t first) {
                     .delta = pass.shared.branch_output.row_range(first, count),
                     .weight = weights_.final_norm,
                     .epsilon = static_cast<float>(options_.norm_epsilon)});
-}
-
-void Llama::before_head(const LayerHooks& hooks) const {
-  if (options_.tied_embeddings) hooks.call_before_layer(0);
-  hooks.call_before_layer(options_.layers + 1);
 }
 
 }  // namespace flashshard

@@ -9,6 +9,7 @@
 #include <climits>
 #include <csignal>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <tuple>
 
@@ -25,6 +26,7 @@ using namespace std::chrono_literals;
 
 std::shared_ptr<MpiEnvironment> environment;
 std::unique_ptr<Communicator> control;  // outside of the tests: keeps the ranks in step
+std::map<size_t, std::unique_ptr<Communicator>> communicators;  // by message limit
 
 MpiOptions options_with_limit(size_t message_limit) {
   return {.deadline = 10s, .roll_call_grace = 500ms, .message_limit = message_limit};
@@ -34,20 +36,27 @@ std::unique_ptr<Communicator> connect(size_t message_limit = size_t{1} << 24) {
   return make_mpi_communicator(environment, options_with_limit(message_limit));
 }
 
+/// One communicator for each limit, for as long as no test breaks it.
+Communicator& communicator_with(size_t message_limit) {
+  auto& communicator = communicators[message_limit];
+  if (!communicator) communicator = connect(message_limit);
+  return *communicator;
+}
+
 class MpiRanks : public testing::TestWithParam<std::tuple<VerbCheck, size_t>> {};
 
 TEST_P(MpiRanks, Check) {
   const auto& [check, message_limit] = GetParam();
-  check.run(*connect(message_limit));
+  check.run(communicator_with(message_limit));
 }
 
 INSTANTIATE_TEST_SUITE_P(
     All, MpiRanks,
     // 7 bytes a message: everything is cut into pieces, as what exceeds INT_MAX bytes would be.
     testing::Combine(testing::ValuesIn(all_checks()), testing::Values(size_t{1} << 24, size_t{7})),
-    [](const auto& info) {
-      return std::string(std::get<0>(info.param).name) + "InMessagesOf" +
-             std::to_string(std::get<1>(info.param));
+    [](const auto& instance) {
+      return std::string(std::get<0>(instance.param).name) + "InMessagesOf" +
+             std::to_string(std::get<1>(instance.param));
     });
 
 /// Tests of failures: rank 1 is the odd one out. The ranks meet on `control` before and after.
@@ -87,7 +96,7 @@ TEST_P(LateMpiRank, IsNamedByEveryWaitingRank) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LateMpiRank, testing::ValuesIn(kAllVerbs),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& instance) { return std::string(name_of(instance.param)); });
 
 TEST_F(MpiFailure, ARankThatArrivesAfterTheDeadlineKnowsThatItWasLate) {
   // A broadcast that the root never sends: the odd rank waits with the others, but too late.
@@ -178,13 +187,17 @@ TEST(MpiEnvironment, IsOnePerProcess) { EXPECT_THROW(MpiEnvironment(5s), Error);
 
 /// Failures of ranks other than 0, on stderr with the rank in front.
 class FailurePrinter : public testing::EmptyTestEventListener {
+  // Remembered here: UnitTest's lock is held while a result is reported.
+  void OnTestStart(const testing::TestInfo& info) override {
+    name_ = std::string(info.test_suite_name()) + "." + info.name();
+  }
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    std::fprintf(stderr, "[rank %d] %s.%s, line %d: %s\n", control->rank(),
-                 test ? test->test_suite_name() : "", test ? test->name() : "",
+    std::fprintf(stderr, "[rank %d] %s, line %d: %s\n", control->rank(), name_.c_str(),
                  result.line_number(), result.message());
   }
+
+  std::string name_;
 };
 
 int run_all_tests() {
@@ -211,6 +224,7 @@ int main(int argc, char** argv) {
     environment = std::make_shared<MpiEnvironment>(std::chrono::seconds(15));
     control = connect();
     code = run_all_tests();
+    communicators.clear();
     control.reset();
     environment.reset();
   } catch (const Error& error) {

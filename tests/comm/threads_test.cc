@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <functional>
 #include <thread>
 #include <tuple>
@@ -40,9 +41,9 @@ TEST_P(ThreadRanks, Check) {
 INSTANTIATE_TEST_SUITE_P(All, ThreadRanks,
                          testing::Combine(testing::ValuesIn(all_checks()),
                                           testing::Values(1, 2, 3, 4, 7)),
-                         [](const auto& info) {
-                           return std::string(std::get<0>(info.param).name) + "On" +
-                                  std::to_string(std::get<1>(info.param));
+                         [](const auto& instance) {
+                           return std::string(std::get<0>(instance.param).name) + "On" +
+                                  std::to_string(std::get<1>(instance.param));
                          });
 
 class LateThreadRank : public testing::TestWithParam<Verb> {};
@@ -70,7 +71,7 @@ TEST_P(LateThreadRank, IsNamedByEveryWaitingRankAndByItself) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, LateThreadRank, testing::ValuesIn(kAllVerbs),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& instance) { return std::string(name_of(instance.param)); });
 
 TEST(LateThreadRanks, AreAllNamed) {
   on_all_ranks(
@@ -150,7 +151,7 @@ INSTANTIATE_TEST_SUITE_P(
                                    comm.rank() == 0 ? two_ranges(8, 9) : two_ranges(8, 8);
                                return comm.all_to_all(buffer, send, buffer, receive);
                              }}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& instance) { return std::string(instance.param.name); });
 
 TEST(AbortedThreadRanks, StopWaiting) {
   on_all_ranks(3, [](Communicator& comm) {

@@ -82,7 +82,7 @@ TEST(SchemaTest, EveryNumberIsBoundedBelowAndDefaultsAreInRange) {
     config::apply_override(field.path + "=" + config::value_text(proto::RunConfig(), field),
                            defaults, origins);
   }
-  EXPECT_NO_THROW(config::require_ranges(defaults, origins));
+  EXPECT_NO_THROW(config::require_ranges(defaults, origins, "defaults"));
 }
 
 TEST(SchemaTest, PathsAreUniqueAndFound) {

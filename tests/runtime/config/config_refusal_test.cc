@@ -71,7 +71,12 @@ TEST(UnknownFieldTest, IsReportedWhereItsNameStands) {
 
 TEST(UnknownFieldTest, KeepsALongOrUnprintableNameOnOneShortLine) {
   EXPECT_THAT(refused_override({"a\nb=1"}), StartsWith("unknown field \"a\\x0ab\""));
-  EXPECT_LT(refused_override({std::string(10000, 'a') + "=1"}).size(), 200u);
+  const std::string lengthy(10000, 'a');
+  EXPECT_LT(refused_override({lengthy + "=1"}).size(), 200u);
+  EXPECT_LT(refused_override({"train.steps=" + lengthy}).size(), 200u);
+  EXPECT_LT(refusal(kMinimalText + lengthy + ": 1").size(), 200u);
+  EXPECT_LT(refusal(kMinimalText + "schedule { kind: " + lengthy + " }").size(), 250u);
+  EXPECT_LT(refusal(kMinimalText + "schedule { warmup_steps: " + lengthy + " }").size(), 350u);
 }
 
 // Settings of later work: they enter the schema with the code behind them.
@@ -186,7 +191,8 @@ TEST_P(RequiredFieldTest, IsNamedWhenUnset) {
   auto& section = config::section_of(config, *field);
   section.GetReflection()->ClearField(&section, field->field);
   config.mutable_model()->clear_preset();
-  EXPECT_THAT(refusal(config.DebugString()), StartsWith(GetParam() + " is not set"));
+  EXPECT_THAT(refusal(config.DebugString()),
+              StartsWith(GetParam() + " is not set and has no default (a.textproto)"));
 }
 std::vector<std::string> required_fields() {
   std::vector<std::string> paths;

@@ -6,7 +6,8 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include <nlohmann/json.hpp>
+#include <cerrno>
+#include <cmath>
 
 #include "runtime/data/file.h"
 #include "runtime/data/prepare.h"
@@ -133,7 +134,9 @@ TEST_P(ForeignFolder, IsLeftAlone) {
   EXPECT_THAT(prepare_error({folder_ / "in"}, folder_ / "out"),
               AllOf(StartsWith("2: output folder holds `"), HasSubstr(GetParam().name)));
   EXPECT_EQ(names_in(folder_ / "out"), std::vector<std::string>{GetParam().name});
-  if (GetParam().content != nullptr) EXPECT_EQ(read_file(path), GetParam().content);
+  if (GetParam().content != nullptr) {
+    EXPECT_EQ(read_file(path), GetParam().content);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -158,16 +161,17 @@ TEST_F(PrepareFailure, FolderThatAnotherPrepareWritesInto) {
               StartsWith("2: another `flashshard prepare` writes into this folder"));
 }
 
-TEST_F(PrepareFailure, FullDeviceSaysWhatToDo) {
-  OutputFile file(folder_ / "out");
-  const FileDescriptor full(::open("/dev/full", O_WRONLY));
-  ASSERT_GE(full.get(), 0);
-  // The descriptor is the lowest free one before `full`: the file's writes now go to the full
-  // device.
-  ASSERT_EQ(::dup2(full.get(), full.get() - 1), full.get() - 1);
-  EXPECT_THAT(error_of([&] { file.append(std::as_bytes(std::span(std::string_view("x")))); }),
-              AllOf(StartsWith("5: cannot write file: No space left on device"),
-                    HasSubstr("Hint: free space")));
+TEST(WriteError, DistinguishesAFullDiskFromAFolderThatCannotBeWritten) {
+  const auto error = [](int number) {
+    return error_of([&] { throw_write_error(number, "write file", "a.tokens"); });
+  };
+  for (const int full : {ENOSPC, EDQUOT, EFBIG}) {
+    EXPECT_THAT(error(full), AllOf(StartsWith("5: cannot write file: "),
+                                   HasSubstr("(a.tokens). Hint: free space on this disk")));
+  }
+  for (const int other : {EACCES, EROFS, EIO}) {
+    EXPECT_THAT(error(other), StartsWith("2: cannot write file: "));
+  }
 }
 
 // A file size limit stands for a full disk: the same path through the code, without a disk to fill.

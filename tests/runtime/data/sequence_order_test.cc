@@ -3,8 +3,9 @@
 #include "runtime/data/sequence_order.h"
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <numeric>
 #include <set>
 
 #include "runtime/data/index_permutation.h"
@@ -41,21 +42,26 @@ TEST(IndexPermutation, StaysInRangeForHugeSizes) {
   EXPECT_LT(*seen.rbegin(), size);
 }
 
-// 120 orders of five things over 12,000 keys: each about 100 times. Chi-square with 119 degrees of
-// freedom exceeds 200 with probability 5e-6 for a fair shuffle.
-TEST(IndexPermutation, EveryOrderOfAFewThingsIsAboutEquallyLikely) {
-  std::map<std::vector<uint64_t>, int> counts;
-  for (uint64_t epoch = 0; epoch < 12'000; ++epoch) {
-    const IndexPermutation order(5, {.seed = 9, .epoch = epoch});
-    std::vector<uint64_t> places(5);
-    for (uint64_t i = 0; i < 5; ++i) places[i] = order(i);
-    ++counts[places];
+class FairSize : public testing::TestWithParam<uint64_t> {};
+
+// Chi-square of the places of two indices over many epochs. With dof = categories - 1, a fair
+// shuffle exceeds dof + 6 sqrt(2 dof) about once in a million.
+TEST_P(FairSize, EveryPairOfPlacesIsEquallyLikely) {
+  const uint64_t size = GetParam();
+  const double categories = static_cast<double>(size * (size - 1));
+  const auto epochs = static_cast<uint64_t>(50 * categories);
+  std::map<std::pair<uint64_t, uint64_t>, int> counts;
+  for (uint64_t epoch = 0; epoch < epochs; ++epoch) {
+    const IndexPermutation order(size, {.seed = 9, .epoch = epoch});
+    ++counts[{order(0), order(size - 1)}];
   }
-  double chi_square = 0;
-  for (const auto& [places, count] : counts) chi_square += (count - 100.0) * (count - 100.0) / 100;
-  chi_square += 100.0 * static_cast<double>(120 - counts.size());
-  EXPECT_LT(chi_square, 200);
+  double chi_square = 50 * (categories - static_cast<double>(counts.size()));
+  for (const auto& [places, count] : counts) chi_square += (count - 50.0) * (count - 50.0) / 50;
+  const double dof = categories - 1;
+  EXPECT_LT(chi_square, dof + 6 * std::sqrt(2 * dof));
 }
+
+INSTANTIATE_TEST_SUITE_P(Sizes, FairSize, testing::Values(3, 5, 16, 17, 40));
 
 TEST(IndexPermutation, SeedsAndEpochsGiveUnrelatedOrders) {
   const uint64_t size = 10'000;

@@ -137,7 +137,7 @@ INSTANTIATE_TEST_SUITE_P(
                     HeaderCase{"NoVocabulary", {1, 0, 1, 0}, "a vocabulary of 0"},
                     HeaderCase{"WideVocabulary", {1, 257, 1, 0}, "a vocabulary of 257"},
                     HeaderCase{"NegativeIds", {4, 0x80000000, 1, 0}, "a vocabulary of 2147483648"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& instance) { return std::string(instance.param.name); });
 
 TEST(TokenShard, OfANewerFormatVersionSaysSo) {
   auto bytes = encode_shard_header({1, 256, 10, 0});

@@ -1,0 +1,76 @@
+// inspect, verify, hash: what a checkpoint holds, whether it is whole, and one number for its
+// content.
+#include <fmt/format.h>
+
+#include <memory>
+#include <string>
+
+#include "launch/commands/commands.h"
+#include "runtime/checkpoint/inspect.h"
+#include "runtime/checkpoint/verify.h"
+
+namespace flashshard::launch {
+namespace {
+
+struct CheckpointArguments {
+  std::string checkpoint;
+  bool json = false;
+};
+
+ExitCode inspect(const CheckpointArguments& arguments) {
+  const checkpoint::Inspection inspection = checkpoint::inspect(arguments.checkpoint);
+  fmt::print("{}\n",
+             arguments.json ? checkpoint::to_json(inspection) : checkpoint::to_text(inspection));
+  return ExitCode::kDone;
+}
+
+ExitCode verify(const CheckpointArguments& arguments) {
+  const checkpoint::Verification result = checkpoint::verify(arguments.checkpoint);
+  if (arguments.json) {
+    fmt::print("{}\n", checkpoint::to_json(result));
+  } else {
+    for (const auto& finding : result.findings) fmt::print("{}\n", checkpoint::to_text(finding));
+    if (result.findings.empty()) fmt::print("{} is whole\n", result.path);
+  }
+  if (result.findings.empty()) return ExitCode::kDone;
+  throw Error(ExitCode::kCheckpoint, fmt::format("{} thing(s) wrong", result.findings.size()),
+              result.path, "resume from an earlier checkpoint of the run");
+}
+
+ExitCode hash(const CheckpointArguments& arguments) {
+  const checkpoint::LogicalHash hash = checkpoint::hash(arguments.checkpoint);
+  fmt::print("{}\n", arguments.json ? checkpoint::to_json(hash) : hash.total().hex());
+  return ExitCode::kDone;
+}
+
+using Run = ExitCode (*)(const CheckpointArguments&);
+
+void add(CLI::App& app, Action& action, const char* name, const char* what, Run run) {
+  auto* command = app.add_subcommand(name, what);
+  auto arguments = std::make_shared<CheckpointArguments>();
+  command->add_option("CKPT", arguments->checkpoint, "A checkpoint, or a run's folder: its newest")
+      ->required();
+  command->add_flag("--json", arguments->json, "One JSON object");
+  command->footer(
+      fmt::format("Examples:\n  flashshard {0} runs/quickstart\n  flashshard {0} "
+                  "runs/quickstart/checkpoints/step-00000200 --json",
+                  name));
+  command->callback(
+      [arguments, run, &action] { action = [arguments, run] { return run(*arguments); }; });
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Action& action) {
+  add(app, action, "inspect", "What a checkpoint holds: step, model, bytes by class", inspect);
+}
+void add_verify(CLI::App& app, Action& action) {
+  add(app, action, "verify", "Read every byte of a checkpoint and say what is wrong with it",
+      verify);
+}
+void add_hash(CLI::App& app, Action& action) {
+  add(app, action, "hash", "One hash of a checkpoint's logical content, whatever its sharding",
+      hash);
+}
+
+}  // namespace flashshard::launch

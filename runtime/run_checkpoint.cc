@@ -1,0 +1,116 @@
+#include "runtime/run_checkpoint.h"
+
+#include <fmt/format.h>
+
+#include "runtime/agreement.h"
+#include "runtime/checkpoint/folder.h"
+#include "runtime/checkpoint/load.h"
+#include "runtime/checkpoint/save.h"
+#include "runtime/config/run_config.h"
+
+namespace flashshard {
+namespace {
+
+constexpr const char* kSkippedSteps = "skipped_steps";
+constexpr const char* kDataFingerprint = "data_fingerprint";
+
+}  // namespace
+
+std::optional<std::string> RunCheckpoint::choose(const std::string& mode) const {
+  const std::string folder = folder_.checkpoints_directory().string();
+  if (mode != "auto" && mode != "never") return checkpoint::resolve(mode);
+  const auto newest = checkpoint::find_latest_complete(folder);
+  if (newest && mode == "never") {
+    throw Error(ExitCode::kUsage, "--resume never, but this run folder holds a checkpoint", *newest,
+                "choose another run.dir, or resume with --resume auto");
+  }
+  return newest;
+}
+
+void RunCheckpoint::require_same_run(const std::string& path,
+                                     const std::string& data_fingerprint) const {
+  const checkpoint::RunState saved = checkpoint::read_run_state(path);
+  const proto::RunConfig before = parse_run_config(saved.config, path + ": its configuration", {});
+  for (const ConfigDifference& difference : differences(before, config_)) {
+    if (!difference.fixed_at_resume) continue;
+    throw Error(ExitCode::kUsage,
+                fmt::format("{} was {} when the checkpoint was saved and is {} now",
+                            difference.path, difference.before, difference.after),
+                path, "set it back, or start a new run in another run.dir");
+  }
+  const auto fingerprint = saved.environment.find(kDataFingerprint);
+  if (fingerprint == saved.environment.end() || fingerprint->second != data_fingerprint) {
+    throw Error(ExitCode::kBadData, "the checkpoint was trained on other data than data.path holds",
+                config_.data().path(), "prepare the same text again, or start a new run");
+  }
+  if (saved.step > config_.train().steps()) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("the checkpoint is at step {}, beyond train.steps {}", saved.step,
+                            config_.train().steps()),
+                path);
+  }
+}
+
+std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
+                                                 const std::string& data_fingerprint) {
+  std::string path;
+  run_and_agree(communicator_, "the choice of a checkpoint", [&] {
+    if (communicator_.rank() != 0) return;
+    for (const std::string& name : checkpoint::clean_up(folder_.checkpoints_directory().string())) {
+      reporter_.info(fmt::format("removed what an interrupted save left: {}", name));
+    }
+    const auto chosen = choose(mode);
+    if (!chosen) return;
+    require_same_run(*chosen, data_fingerprint);
+    path = *chosen;
+  });
+  path = broadcast_text(communicator_, "the choice of a checkpoint", path);
+  if (path.empty()) return std::nullopt;
+
+  checkpoint::LoadRequest request;
+  request.step_folder = path;
+  request.layout = &engine_.layout();
+  const auto views = engine_.state().shard_views();
+  request.views = views;
+  checkpoint::RunState saved;
+  saved = checkpoint::load(request, communicator_);
+  engine_.optimizer().set_updates(saved.applied_updates);
+  engine_.optimizer().gather_weights();
+
+  RunProgress progress;
+  progress.step = saved.step;
+  progress.sequences = saved.sequences_consumed;
+  progress.tokens = saved.tokens_consumed;
+  if (const auto skipped = saved.counters.find(kSkippedSteps); skipped != saved.counters.end()) {
+    progress.skipped_steps = skipped->second;
+  }
+  progress.data_fingerprint = data_fingerprint;
+  reporter_.info(
+      fmt::format("resumed from {}: step {} of {}", path, saved.step, config_.train().steps()));
+  return progress;
+}
+
+std::string RunCheckpoint::save(const RunProgress& progress) {
+  checkpoint::SaveRequest request;
+  request.folder = folder_.checkpoints_directory().string();
+  request.run.step = progress.step;
+  request.run.applied_updates = engine_.optimizer().updates();
+  request.run.sequences_consumed = progress.sequences;
+  request.run.tokens_consumed = progress.tokens;
+  request.run.model = config_.model().preset().empty() ? "llama" : config_.model().preset();
+  request.run.config = to_text(config_);
+  request.run.environment = {{"backend", std::string(engine_.backend().environment())},
+                             {kDataFingerprint, progress.data_fingerprint}};
+  request.run.rng_keys = {{"seed", config_.run().seed()}};
+  request.run.counters = {{kSkippedSteps, progress.skipped_steps}};
+  request.layout = &engine_.layout();
+  const auto views = engine_.state().shard_views();
+  request.views = views;
+  request.keep_last = config_.checkpoint().keep_last();
+  const checkpoint::SaveResult saved = checkpoint::save(request, communicator_);
+  for (const std::string& warning : saved.warnings) reporter_.warning(warning);
+  reporter_.info(fmt::format("saved {}", saved.path));
+  return saved.path;
+}
+
+}  // namespace flashshard

@@ -1,0 +1,127 @@
+// Causal attention with grouped key/value heads: float64 reference and finite differences,
+// sequences shorter than a tile, across several tiles and not a multiple of one.
+#include "operation_test.h"
+
+namespace flashshard::test {
+namespace {
+
+struct Reference {
+  Values out, log_sum_exp;
+};
+
+/// softmax(q k^T / sqrt(D)) v, plainly, in float64.
+Reference attention(const AttentionShape& s, const Values& qkv) {
+  const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+  const int64_t tokens = s.sequences * s.sequence_length;
+  Reference result = {Values(static_cast<size_t>(tokens * s.heads * s.head_dim)),
+                      Values(static_cast<size_t>(tokens * s.heads))};
+  Values scores(static_cast<size_t>(s.sequence_length));
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t first = t / s.sequence_length * s.sequence_length;
+    for (int64_t h = 0; h < s.heads; ++h) {
+      const int64_t kv = h / (s.heads / s.kv_heads);
+      const double* q = &qkv[static_cast<size_t>(t * width + h * s.head_dim)];
+      double sum = 0;
+      for (int64_t j = first; j <= t; ++j) {
+        const double* k = &qkv[static_cast<size_t>(j * width + (s.heads + kv) * s.head_dim)];
+        const double score = std::inner_product(q, q + s.head_dim, k, 0.0) / std::sqrt(s.head_dim);
+        sum += scores[static_cast<size_t>(j - first)] = std::exp(score);
+      }
+      result.log_sum_exp[static_cast<size_t>(t * s.heads + h)] = std::log(sum);
+      double* out = &result.out[static_cast<size_t>((t * s.heads + h) * s.head_dim)];
+      for (int64_t j = first; j <= t; ++j) {
+        const double* v =
+            &qkv[static_cast<size_t>(j * width + (s.heads + s.kv_heads + kv) * s.head_dim)];
+        const double probability = scores[static_cast<size_t>(j - first)] / sum;
+        for (int64_t d = 0; d < s.head_dim; ++d) out[d] += probability * v[d];
+      }
+    }
+  }
+  return result;
+}
+
+constexpr AttentionShape kShapes[] = {
+    {.sequences = 1, .sequence_length = 1, .heads = 1, .kv_heads = 1, .head_dim = 4},
+    {.sequences = 3, .sequence_length = 7, .heads = 4, .kv_heads = 2, .head_dim = 16},
+    {.sequences = 2, .sequence_length = 64, .heads = 2, .kv_heads = 1, .head_dim = 32},
+    {.sequences = 1, .sequence_length = 150, .heads = 3, .kv_heads = 1, .head_dim = 10},
+    {.sequences = 2, .sequence_length = 65, .heads = 2, .kv_heads = 2, .head_dim = 48},
+};
+
+struct Arrays {
+  Arrays(const AttentionShape& s, DType dtype, Random& random)
+      : tokens(s.sequences * s.sequence_length),
+        qkv(random.array(dtype, {tokens, int64_t{s.heads + 2 * s.kv_heads} * s.head_dim})),
+        out(dtype, {tokens, int64_t{s.heads} * s.head_dim}),
+        log_sum_exp(DType::kFP32, {tokens, s.heads}) {}
+  AttentionForward forward(const AttentionShape& s) {
+    return {
+        .out = out.tensor(), .log_sum_exp = log_sum_exp.tensor(), .qkv = qkv.tensor(), .shape = s};
+  }
+  int64_t tokens;
+  Array qkv, out, log_sum_exp;
+};
+
+class Attention : public OperationTest {};
+
+TEST_P(Attention, MixesTheValuesOfEarlierTokens) {
+  for (const AttentionShape& s : kShapes) {
+    Arrays arrays(s, dtype(), random_);
+    const AttentionForward call = arrays.forward(s);
+    backend_.bind(call).attention(call);
+    const Reference expected = attention(s, arrays.qkv.values());
+    expect_close(arrays.out.values(), expected.out, close(), "out");
+    expect_close(arrays.log_sum_exp.values(), expected.log_sum_exp, {1e-5, 1e-5}, "log_sum_exp");
+  }
+}
+
+TEST_P(Attention, BackwardWritesTheGradientsOfQueriesKeysAndValues) {
+  for (const AttentionShape& s : kShapes) {
+    Arrays arrays(s, dtype(), random_);
+    Array grad_out = random_.array(dtype(), {arrays.tokens, int64_t{s.heads} * s.head_dim});
+    const AttentionForward forward = arrays.forward(s);
+    backend_.bind(forward).attention(forward);
+    Array grad_qkv = random_.array(dtype(), {arrays.tokens, arrays.qkv.tensor().shape[1]});
+    const AttentionBackward call = {.grad_qkv = grad_qkv.tensor(),
+                                    .grad_out = grad_out.tensor(),
+                                    .out = forward.out,
+                                    .log_sum_exp = forward.log_sum_exp,
+                                    .qkv = forward.qkv,
+                                    .shape = s};
+    backend_.bind(call).attention_backward(call);
+    const Values upstream = grad_out.values();
+    // delta comes from the stored output, whose rounding every gradient of a bf16 row inherits.
+    const Tolerance allowed =
+        dtype() == DType::kBF16 ? Tolerance{0.0045, 0.02} : Tolerance{2e-5, 2e-5};
+    expect_gradient(
+        grad_qkv.values(), [&](const Values& v) { return dot(attention(s, v).out, upstream); },
+        arrays.qkv.values(), allowed, "grad_qkv", 150);
+  }
+}
+
+TEST_P(Attention, LargeScoresDoNotOverflow) {
+  constexpr AttentionShape kShape = {
+      .sequences = 1, .sequence_length = 70, .heads = 1, .kv_heads = 1, .head_dim = 16};
+  Arrays arrays(kShape, dtype(), random_);
+  arrays.qkv = random_.array(dtype(), {70, 48}, 12.0);
+  const AttentionForward call = arrays.forward(kShape);
+  backend_.bind(call).attention(call);
+  expect_close(arrays.out.values(), attention(kShape, arrays.qkv.values()).out,
+               {close().relative * 10, close().of_rms * 10}, "out");
+}
+
+TEST_P(Attention, ANanReachesOnlyLaterTokensOfItsSequence) {
+  constexpr AttentionShape kShape = {
+      .sequences = 2, .sequence_length = 5, .heads = 1, .kv_heads = 1, .head_dim = 16};
+  Arrays arrays(kShape, dtype(), random_);
+  arrays.qkv.set(2 * 48 + 20, std::nan(""));  // a key of token 2
+  const AttentionForward call = arrays.forward(kShape);
+  backend_.bind(call).attention(call);
+  const Values out = arrays.out.values();
+  for (size_t t = 0; t < 10; ++t) EXPECT_EQ(std::isnan(out[t * 16]), t >= 2 && t < 5) << t;
+}
+
+FLASHSHARD_FOR_ALL_SETUPS(Attention);
+
+}  // namespace
+}  // namespace flashshard::test

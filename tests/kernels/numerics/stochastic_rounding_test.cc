@@ -1,0 +1,125 @@
+// The noise of stochastic rounding: its definition, its independence of sharding, its lack of bias.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/update_loops.h"
+#include "kernels/numerics/rounding.h"
+#include "tests/kernels/numerics/adamw_state.h"
+#include "tests/kernels/numerics/scalar_formulas.h"
+
+namespace flashshard {
+namespace {
+
+TEST(RoundingKey, SplitmixGivesTheReferenceSequence) {
+  // State 0 advanced by the golden gamma: the published generator's first three outputs.
+  EXPECT_EQ(numerics::splitmix64(0), 0xe220a8397b1dcdafu);
+  EXPECT_EQ(numerics::splitmix64(0x9e3779b97f4a7c15u), 0x6e789e6aa1b965f4u);
+  EXPECT_EQ(numerics::splitmix64(2 * 0x9e3779b97f4a7c15u), 0x06c45d188009454fu);
+}
+
+TEST(RoundingKey, ChangesWithEveryIngredient) {
+  const uint32_t key = numerics::rounding_key({1, 2}, 3, 4);
+  EXPECT_NE(key, numerics::rounding_key({2, 2}, 3, 4));
+  EXPECT_NE(key, numerics::rounding_key({1, 3}, 3, 4));
+  EXPECT_NE(key, numerics::rounding_key({1, 2}, 4, 4));
+  EXPECT_NE(key, numerics::rounding_key({1, 2}, 3, 5));
+}
+
+AdamWState equal_weights(WeightFormat format, float weight, int64_t count, int64_t first_element) {
+  AdamWState state({.weight = format}, count, first_element);
+  for (size_t i = 0; i < state.size(); ++i) state.set_weight(i, weight);
+  return state;
+}
+
+/// With zero gradients and states only the decay factor moves a weight: x' = x * factor.
+AdamWTensor decaying(AdamWState& state, float factor) {
+  AdamWTensor tensor = state.tensor();
+  tensor.weight_decay_factor = factor;
+  return tensor;
+}
+
+AdamWFactors factors_of(Rounding rounding, uint64_t t = 5) {
+  return make_adamw_factors({}, 1e-3, 1.0, rounding, t);
+}
+
+class FirstElement : public testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(KeySpans, FirstElement,
+                         testing::Values(0, 320, (int64_t{1} << 33) - 96, (int64_t{1} << 34) - 64,
+                                         (int64_t{1} << 40) - 32));
+
+TEST_P(FirstElement, TheNoiseByteOfAnElementIsAsDocumented) {
+  for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+    AdamWState state = equal_weights(WeightFormat::kSplit24, 1.0f, 700, GetParam());
+    const float factor = std::bit_cast<float>(0x3f7ffec0u);  // low byte 0xc0
+    const AdamWTensor tensor = decaying(state, factor);
+    loops->adamw(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
+    for (uint64_t i = 0; i < 700; ++i) {
+      const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
+      const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 34);
+      const uint32_t word = formulas::mix32<formulas::Scalar>(static_cast<uint32_t>(e / 4) ^ key);
+      const uint32_t noise = (word >> (8 * (e % 4))) & 0xff;
+      const uint32_t expected = (0x3f7ffec0u + noise) & ~0xffu;
+      ASSERT_EQ(std::bit_cast<uint32_t>(state.weight(i)), expected) << loops->name << " " << i;
+    }
+  }
+}
+
+TEST_P(FirstElement, TheNoiseHalfWordOfAPlainBF16WeightIsAsDocumented) {
+  for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+    AdamWState state = equal_weights(WeightFormat::kBF16, 1.0f, 700, GetParam());
+    const AdamWTensor tensor = decaying(state, std::bit_cast<float>(0x3f7f6000u));
+    loops->adamw(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
+    for (uint64_t i = 0; i < 700; ++i) {
+      const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
+      const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 33);
+      const uint32_t word = formulas::mix32<formulas::Scalar>(static_cast<uint32_t>(e / 2) ^ key);
+      const uint32_t noise = (word >> (16 * (e % 2))) & 0xffff;
+      ASSERT_EQ(state.weight16[i], (0x3f7f6000u + noise) >> 16) << loops->name << " " << i;
+    }
+  }
+}
+
+/// Mean movement of weights near 1.5 after many updates of 3/256 of the format's step there, over
+/// the expected.
+double drift_ratio(WeightFormat format, double step_of_format, Rounding rounding) {
+  constexpr int kSteps = 400;
+  AdamWState state = equal_weights(format, 1.5f, 8192, 0);
+  const float factor = static_cast<float>(1.0 - step_of_format / 128.0);
+  const AdamWTensor tensor = decaying(state, factor);
+  for (uint64_t t = 1; t <= kSteps; ++t)
+    cpu::update_loops().adamw(tensor, factors_of(rounding, t), 0, tensor.count);
+  double moved = 0;
+  for (size_t i = 0; i < state.size(); ++i) moved += 1.5 - state.weight(i);
+  const double expected = 1.5 - 1.5 * std::pow(double{factor}, kSteps);
+  return moved / static_cast<double>(state.size()) / expected;
+}
+
+TEST(StochasticRounding, RealisesUpdatesFarBelowTheFormatsStep) {
+  EXPECT_NEAR(drift_ratio(WeightFormat::kSplit24, 0x1p-15, Rounding::kStochastic), 1.0, 0.03);
+  EXPECT_NEAR(drift_ratio(WeightFormat::kBF16, 0x1p-7, Rounding::kStochastic), 1.0, 0.03);
+}
+
+TEST(NearestRounding, StallsAtUpdatesBelowHalfTheFormatsStep) {
+  EXPECT_EQ(drift_ratio(WeightFormat::kSplit24, 0x1p-15, Rounding::kNearest), 0.0);
+  EXPECT_EQ(drift_ratio(WeightFormat::kBF16, 0x1p-7, Rounding::kNearest), 0.0);
+}
+
+TEST(StochasticRounding, NoiseBytesAreUniform) {
+  std::vector<int> counts(256);
+  constexpr uint32_t kWords = 1 << 16;
+  for (uint32_t w = 0; w < kWords; ++w) {
+    const uint32_t word = formulas::mix32<formulas::Scalar>(w ^ 0x5bd1e995u);
+    for (int b = 0; b < 4; ++b) ++counts[(word >> (8 * b)) & 0xff];
+  }
+  double chi_squared = 0;
+  const double expected = 4.0 * kWords / 256;
+  for (int count : counts) chi_squared += (count - expected) * (count - expected) / expected;
+  EXPECT_LT(chi_squared, 340.0);  // 255 degrees of freedom: exceeded with probability 3e-4
+  EXPECT_GT(chi_squared, 150.0);  // a counter in disguise would be too even
+}
+
+}  // namespace
+}  // namespace flashshard
