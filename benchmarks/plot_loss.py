@@ -49,7 +49,7 @@ def smoothed(values, weight=0.9):
 def draw_run(axes, metrics, x_key, colour, name):
     finite = [m for m in metrics if isinstance(m["loss"], (int, float))]
     x, loss = [m[x_key] for m in finite], [m["loss"] for m in finite]
-    axes.plot(x, loss, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(x, loss, color=colour, alpha=0.3, linewidth=0.8)
     axes.plot(x, smoothed(loss), color=colour, linewidth=1.6, label=f"{name}training loss")
     validated = [m for m in metrics if isinstance(m.get("validation_loss"), (int, float))]
     if not validated:
@@ -57,8 +57,8 @@ def draw_run(axes, metrics, x_key, colour, name):
     x, loss = [m[x_key] for m in validated], [m["validation_loss"] for m in validated]
     axes.plot(x, loss, "o", color=colour, markersize=4.5, markeredgecolor="white",
               label=f"{name}validation loss")
-    axes.annotate(f"{loss[-1]:.3f}", (x[-1], loss[-1]), xytext=(0, -13),
-                  textcoords="offset points", ha="right", color=colour, fontsize=9)
+    axes.annotate(f"{loss[-1]:.3f}", (x[-1], loss[-1]), xytext=(7, 0),
+                  textcoords="offset points", va="center", color=colour, fontsize=9)
 
 
 def draw(arguments):
@@ -78,7 +78,11 @@ def draw(arguments):
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(arguments.output, dpi=150)
+    axes.set_xlim(0, axes.dataLim.x1 * 1.07)  # room for the last value
+    # The same run draws the same file, so that the picture in the repository changes only with its data.
+    matplotlib.rcParams["svg.hashsalt"] = "flashshard"
+    undated = {"Date": None} if arguments.output.suffix == ".svg" else {}
+    figure.savefig(arguments.output, dpi=150, metadata=undated)
     print(arguments.output)
 
 

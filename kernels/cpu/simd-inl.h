@@ -95,9 +95,10 @@ HWY_INLINE float max_of_lanes(FloatVector value) {
 HWY_INLINE FloatVector exp(FloatVector x) {
   const FloatTag d;
   const hn::Rebind<int32_t, FloatTag> integers;
-  const auto low = hn::Set(d, -86.5f);
-  // Operand order: on x86 the second operand is returned when one is NaN.
-  const auto clamped = hn::Min(hn::Set(d, 88.0f), hn::Max(low, x));
+  const auto low = hn::Set(d, -86.5f), high = hn::Set(d, 88.0f);
+  const auto below = hn::Lt(x, low);
+  // Comparisons rather than Min and Max, which drop a NaN on some targets.
+  const auto clamped = hn::IfThenElse(below, low, hn::IfThenElse(hn::Gt(x, high), high, x));
   const auto power = hn::Round(hn::Mul(clamped, hn::Set(d, 1.44269504088896341f)));
   auto r = hn::NegMulAdd(power, hn::Set(d, 0.693359375f), clamped);
   r = hn::NegMulAdd(power, hn::Set(d, -2.12194440e-4f), r);
@@ -108,11 +109,10 @@ HWY_INLINE FloatVector exp(FloatVector x) {
   p = hn::MulAdd(p, r, hn::Set(d, 1.6666665459e-1f));
   p = hn::MulAdd(p, r, hn::Set(d, 5.0000001201e-1f));
   p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(d, 1.0f));
-  // The result is normal throughout the range, so adding to the exponent field multiplies by
-  // 2^power.
-  const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(integers, power));
-  const auto scaled = hn::BitCast(d, hn::Add(hn::BitCast(integers, p), exponent));
-  return hn::IfThenZeroElse(hn::Lt(x, low), scaled);
+  // 2^power is a normal number throughout the range. A product, so that a NaN of p stays one.
+  const auto exponent = hn::Add(hn::ConvertTo(integers, power), hn::Set(integers, 127));
+  const auto scaled = hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(exponent)));
+  return hn::IfThenZeroElse(below, scaled);
 }
 
 /// 1 / (1 + e^-x).

@@ -18,9 +18,13 @@ static_assert(std::endian::native == std::endian::little, "the noise bytes are i
 
 namespace flashshard::cpu {
 namespace {
+// Each needs the ones before it.
+// clang-format off
 #include "kernels/numerics/formulas.inc"
-// The loops need the formulas.
+#include "kernels/cpu/update_storage.inc"
+#include "kernels/cpu/update_adamw.inc"
 #include "kernels/cpu/update_loops.inc"
+// clang-format on
 }  // namespace
 
 const UpdateLoops& scalar_update_loops() {

@@ -26,10 +26,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace flashshard::cpu::HWY_NAMESPACE {
 namespace {
+// Each needs the ones before it.
+// clang-format off
 #include "kernels/numerics/formulas.inc"
 #include "kernels/numerics/vector_arithmetic.inc"
-// The loops need the formulas.
+#include "kernels/cpu/update_storage.inc"
+#include "kernels/cpu/update_adamw.inc"
 #include "kernels/cpu/update_loops.inc"
+// clang-format on
 }  // namespace
 
 const UpdateLoops& vector_update_loops() {

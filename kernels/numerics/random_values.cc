@@ -34,7 +34,8 @@ double polynomial(const std::array<double, kTerms>& coefficients, double x) {
 }
 
 /// Rational approximations of the normal quantile, AS 241 routine PPND16: in r = 0.180625 - q^2 at
-/// the centre, in sqrt(-log(tail)) less 1.6 or 5 outside.
+/// the centre, in sqrt(-log(tail)) - 1.6 outside. Its third range starts at tails of e^-25, beyond
+/// what 32 random bits reach.
 constexpr std::array<double, 8> kCentreNumerator = {
     3.3871328727963666080e0,  1.3314166789178437745e+2, 1.9715909503065514427e+3,
     1.3731693765509461125e+4, 4.5921953931549871457e+4, 6.7265770927008700853e+4,
@@ -59,29 +60,16 @@ constexpr std::array<double, 8> kMiddleDenominator = {1.0,
                                                       1.51986665636164571966e-2,
                                                       5.47593808499534494600e-4,
                                                       1.05075007164441684324e-9};
-constexpr std::array<double, 8> kTailNumerator = {
-    6.65790464350110377720e0,  5.46378491116411436990e0,  1.78482653991729133580e0,
-    2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
-    2.71155556874348757815e-5, 2.01033439929228813265e-7};
-constexpr std::array<double, 8> kTailDenominator = {1.0,
-                                                    5.99832206555887937690e-1,
-                                                    1.36929880922735805310e-1,
-                                                    1.48753612908506148525e-2,
-                                                    7.86869131145613259100e-4,
-                                                    1.84631831751005468180e-5,
-                                                    1.42151175831644588870e-7,
-                                                    2.04426310338993978564e-15};
 
+/// For probabilities in [2^-33, 1 - 2^-33].
 double normal_quantile(double probability) {
   const double q = probability - 0.5;
   if (std::fabs(q) <= 0.425) {
     const double r = 0.180625 - q * q;
     return q * polynomial(kCentreNumerator, r) / polynomial(kCentreDenominator, r);
   }
-  const double r = std::sqrt(-std::log(q < 0 ? probability : 1.0 - probability));
-  const double magnitude =
-      r <= 5.0 ? polynomial(kMiddleNumerator, r - 1.6) / polynomial(kMiddleDenominator, r - 1.6)
-               : polynomial(kTailNumerator, r - 5.0) / polynomial(kTailDenominator, r - 5.0);
+  const double r = std::sqrt(-std::log(q < 0 ? probability : 1.0 - probability)) - 1.6;
+  const double magnitude = polynomial(kMiddleNumerator, r) / polynomial(kMiddleDenominator, r);
   return q < 0 ? -magnitude : magnitude;
 }
 

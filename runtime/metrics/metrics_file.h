@@ -12,7 +12,8 @@
 
 namespace flashshard::metrics {
 
-/// Times are milliseconds of wall clock on the slowest rank, unless said otherwise.
+/// Times are milliseconds of wall clock: of the slowest rank for data, forward and backward, of
+/// rank 0 for the rest.
 struct StepMetrics {
   int64_t step = 0;              // steps taken since the run began, this one included
   double loss = 0;               // nats per token over the step's tokens of all ranks

@@ -51,8 +51,8 @@ class MatrixProduct : public testing::TestWithParam<Case> {
 TEST_P(MatrixProduct, SumsInFp32AndRoundsOnce) {
   const auto [dtypes, library, threads] = GetParam();
   BoundBackend backend({.threads = threads, .gemm = library});
-  // bf16 results are correctly rounded but for ties of the fp32 sum: half a unit is 2^-9.
-  const Tolerance close = dtypes.out == kB ? Tolerance{0.00197, 2e-5} : Tolerance{1e-5, 1e-5};
+  // Half a unit in the last place of bf16 is at most 2^-8 of the value.
+  const Tolerance close = dtypes.out == kB ? Tolerance{0.00391, 2e-5} : Tolerance{1e-5, 1e-5};
   for (const Shape& s : kShapes) {
     for (int flags = 0; flags < 8; ++flags) {
       MatMul call = {.out = {},

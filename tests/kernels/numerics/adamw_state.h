@@ -52,7 +52,6 @@ class OffsetArray {
   OffsetArray(size_t count, size_t offset) : values_(count + offset), offset_(offset) {}
   T* data() { return values_.data() + offset_; }
   T& operator[](size_t i) { return values_[offset_ + i]; }
-  bool operator==(const OffsetArray&) const = default;
 
  private:
   std::vector<T> values_;
@@ -187,7 +186,7 @@ class AdamWState {
   }
   template <class T>
   static bool same(OffsetArray<T> a, OffsetArray<T> b, size_t count) {
-    return std::memcmp(a.data(), b.data(), count * sizeof(T)) == 0;
+    return count == 0 || std::memcmp(a.data(), b.data(), count * sizeof(T)) == 0;
   }
   bool same_bits(const AdamWState& o) const {
     return same(weight16, o.weight16, size()) && same(weight32, o.weight32, size()) &&

@@ -1,0 +1,171 @@
+// Which folders are checkpoints, which are leftovers, and which one is meant.
+#include "runtime/checkpoint/folder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/runtime/checkpoint/faulty_file_system.h"
+#include "tests/runtime/checkpoint/sample_state.h"
+
+namespace flashshard::checkpoint {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace)
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::UnorderedElementsAre;
+
+TEST(StepName, IsExactBothWays) {
+  EXPECT_EQ(step_name(200), "step-00000200");
+  EXPECT_EQ(step_name(123456789), "step-123456789");
+  EXPECT_EQ(step_of_name("step-00000200"), 200);
+  EXPECT_EQ(step_of_name("step-123456789"), 123456789);
+  for (const char* wrong : {"step-200", "step-000000200", "step-0000020x", "step-", "step--0000001",
+                            "step-00000200.tmp-0123456789abcdef", "Step-00000200", "step-+0000200",
+                            "step-99999999999999999999", "latest", ""}) {
+    EXPECT_EQ(step_of_name(wrong), std::nullopt) << wrong;
+  }
+}
+
+TEST(FindLatest, TakesTheHighestStepWithAManifestThatHolds) {
+  TemporaryFolder run;
+  const std::string folder = run / "checkpoints";
+  EXPECT_EQ(find_latest_complete(folder), std::nullopt);
+  for (const int64_t step : {90, 100, 110}) ASSERT_THAT(save_on_ranks(folder, step, 1), Each(""));
+  EXPECT_EQ(find_latest_complete(folder), folder + "/step-00000110");
+
+  // 110 loses a byte of its manifest, 120 has none, 130 carries a wrong name.
+  std::string manifest = read_text(folder + "/step-00000110/manifest.pb");
+  write_text(folder + "/step-00000110/manifest.pb", manifest.substr(0, manifest.size() - 1));
+  std::filesystem::create_directory(folder + "/step-00000120");
+  std::filesystem::copy(folder + "/step-00000100", folder + "/step-130");
+  EXPECT_EQ(find_latest_complete(folder), folder + "/step-00000100");
+}
+
+TEST(FindLatest, ADiskThatCannotAnswerIsAnErrorAndNotAnOlderCheckpoint) {
+  TemporaryFolder run;
+  for (const int64_t step : {100, 110}) save_on_ranks(run.path(), step, 1);
+  FaultyFileSystem file_system([](const std::string& call, const std::string& path) {
+    return call == "read" && path.find("110") != std::string::npos ? EIO : 0;
+  });
+  EXPECT_THROW(find_latest_complete(run.path(), file_system), Error);
+}
+
+TEST(Resolve, TakesAStepFolderACheckpointsFolderOrARunsFolder) {
+  TemporaryFolder run;
+  save_on_ranks(run / "checkpoints", 20, 1);
+  const std::string step = run / "checkpoints/step-00000020";
+  EXPECT_EQ(resolve(step), step);
+  EXPECT_EQ(resolve(run / "checkpoints"), step);
+  EXPECT_EQ(resolve(run.path()), step);
+  // A renamed copy is meant by its own path; a step folder that lost its manifest too.
+  std::filesystem::copy(step, run / "best");
+  EXPECT_EQ(resolve(run / "best"), run / "best");
+  std::filesystem::remove(step + "/manifest.pb");
+  EXPECT_EQ(resolve(step), step);
+}
+
+TEST(Resolve, SaysWhatIsMissing) {
+  TemporaryFolder run;
+  const auto code_of = [](const std::string& argument) {
+    try {
+      resolve(argument);
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr("step folder, a checkpoints folder or a run's folder"));
+      return error.code();
+    }
+    return ExitCode::kDone;
+  };
+  EXPECT_EQ(code_of(run / "nothing"), ExitCode::kUsage);
+  EXPECT_EQ(code_of(run.path()), ExitCode::kCheckpoint);
+  std::filesystem::create_directory(run / "checkpoints");
+  EXPECT_EQ(code_of(run.path()), ExitCode::kCheckpoint);
+}
+
+TEST(CleanUp, RemovesLeftoversAndNothingElse) {
+  TemporaryFolder run;
+  const std::string folder = run / "checkpoints";
+  EXPECT_THAT(clean_up(folder), IsEmpty());
+  save_on_ranks(folder, 20, 1);
+  const std::string id = "0123456789abcdef";
+  for (const std::string name :
+       {"step-00000030.tmp-" + id, "step-00000010.deleting-" + id, std::string("step-00000010.bad"),
+        "mine.tmp-" + id, std::string("step-00000030.tmp-mine"), "latest.deleting-" + id}) {
+    std::filesystem::create_directories(folder + "/" + name + "/inner");
+    write_text(folder + "/" + name + "/inner/file", "x");
+  }
+  write_text(folder + "/latest.tmp-" + id, "step-00000020\n");
+  // A link in a leftover is removed, what it points to stays.
+  write_text(run / "precious", "x");
+  std::filesystem::create_symlink(run / "precious", folder + "/step-00000030.tmp-" + id + "/link");
+
+  EXPECT_THAT(clean_up(folder),
+              UnorderedElementsAre("step-00000030.tmp-" + id, "step-00000010.deleting-" + id,
+                                   "latest.tmp-" + id));
+  EXPECT_THAT(list(posix_file_system(), folder),
+              UnorderedElementsAre("step-00000020", "latest", "step-00000010.bad", "mine.tmp-" + id,
+                                   "step-00000030.tmp-mine", "latest.deleting-" + id));
+  EXPECT_EQ(read_text(run / "precious"), "x");
+}
+
+TEST(CleanUp, NamesWhatItMayNotDelete) {
+  TemporaryFolder run;
+  write_text(run / "latest.tmp-0123456789abcdef", "");
+  FaultyFileSystem file_system([](const std::string& call, const std::string&) {
+    return call == "remove_file" ? EACCES : 0;
+  });
+  try {
+    clean_up(run.path(), file_system);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_THAT(error.what(), HasSubstr("latest.tmp-0123456789abcdef"));
+  }
+}
+
+TEST(SharedFolder, IsMadeAndLeftEmpty) {
+  TemporaryFolder run;
+  EXPECT_THAT(
+      errors_of_ranks(
+          3, [&](Communicator& communicator) { check_shared_folder(run / "a/b", communicator); }),
+      Each(""));
+  EXPECT_TRUE(std::filesystem::is_empty(run / "a/b"));
+}
+
+TEST(SharedFolder, ARankThatSeesAnotherDiskIsNamedOnAllRanks) {
+  TemporaryFolder run;
+  FaultyFileSystem elsewhere(
+      [](const std::string& call, const std::string&) { return call == "open" ? ENOENT : 0; });
+  const auto errors = errors_of_ranks(3, [&](Communicator& communicator) {
+    FileSystem& mine = communicator.rank() == 2 ? elsewhere : posix_file_system();
+    check_shared_folder(run.path(), communicator, mine);
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 2 of 3"), HasSubstr(run.path()))));
+  EXPECT_TRUE(std::filesystem::is_empty(run.path()));
+}
+
+TEST(SharedFolder, ANonceThatIsNotThereAsksForASharedFileSystem) {
+  TemporaryFolder run;
+  TemporaryFolder other;
+  const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
+    check_shared_folder(communicator.rank() == 0 ? run.path() : other.path(), communicator);
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1 of 2"),
+                                 HasSubstr("a file system that all hosts share"))));
+}
+
+TEST(SharedFolder, ReadOnlyIsAnErrorOfUse) {
+  TemporaryFolder run;
+  FaultyFileSystem read_only(
+      [](const std::string& call, const std::string&) { return call == "create" ? EROFS : 0; });
+  const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
+    check_shared_folder(run.path(), communicator, read_only);
+  });
+  EXPECT_THAT(errors, Each(AllOf(HasSubstr("Read-only file system"),
+                                 HasSubstr("make the folder writable"))));
+}
+
+}  // namespace
+}  // namespace flashshard::checkpoint

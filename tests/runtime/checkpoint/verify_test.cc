@@ -1,0 +1,178 @@
+// `verify` finds one flipped bit anywhere in a checkpoint, and says where.
+#include "runtime/checkpoint/verify.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "runtime/checkpoint/manifest.h"
+#include "runtime/checkpoint/reader.h"
+#include "tests/runtime/checkpoint/sample_state.h"
+
+namespace flashshard::checkpoint {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace)
+using ::testing::Each;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+class Verify : public ::testing::Test {
+ protected:
+  void SetUp() override { ASSERT_THAT(save_on_ranks(folder_, 20, 2), Each("")); }
+
+  /// Findings after `change` to a file, which is put back.
+  std::vector<Finding> findings_after(const std::string& name,
+                                      const std::function<void(std::string&)>& change) {
+    const std::string path = step_ + "/" + name;
+    const std::string original = read_text(path);
+    std::string changed = original;
+    change(changed);
+    write_text(path, changed);
+    auto findings = verify(step_).findings;
+    write_text(path, original);
+    return findings;
+  }
+  std::vector<Finding> findings_after_flip(const std::string& name, size_t byte, int bit) {
+    return findings_after(
+        name, [&](std::string& text) { text[byte] = static_cast<char>(text[byte] ^ (1 << bit)); });
+  }
+
+  TemporaryFolder run_;
+  std::string folder_ = run_ / "checkpoints";
+  std::string step_ = folder_ + "/step-00000020";
+};
+
+TEST_F(Verify, AWholeCheckpointHasNoFindings) {
+  const Verification verification = verify(run_.path());
+  EXPECT_THAT(verification.findings, IsEmpty());
+  EXPECT_EQ(verification.path, step_);
+  const auto json = nlohmann::json::parse(to_json(verification));
+  EXPECT_EQ(json["whole"], true);
+  EXPECT_EQ(json["hash"]["total"], verification.hash.total().hex());
+}
+
+TEST_F(Verify, AFlippedBitInATensorNamesTheTensor) {
+  for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const auto plan = plan_file(CheckpointReader(step_).manifest().schema, kind, rank);
+      ASSERT_FALSE(plan.header.entries.empty());
+      for (const SafetensorsEntry& tensor : plan.header.entries) {
+        for (const uint64_t at : {tensor.begin, (tensor.begin + tensor.end) / 2, tensor.end - 1}) {
+          const auto findings = findings_after_flip(plan.name, plan.header.data_offset + at, 5);
+          ASSERT_THAT(findings, SizeIs(1));
+          EXPECT_EQ(findings[0].file, plan.name);
+          EXPECT_EQ(findings[0].tensor, tensor.name);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Verify, AFlippedBitAnywhereElseNamesTheFile) {
+  for (const std::string name :
+       {"manifest.pb", "manifest.json", "weights-00000.safetensors", "state-00001.safetensors"}) {
+    const std::string bytes = read_text(step_ + "/" + name);
+    const bool has_data = name.ends_with(".safetensors");
+    const size_t end =
+        has_data ? read_safetensors_header(InputFile(posix_file_system(), step_ + "/" + name))
+                       .data_offset
+                 : bytes.size();
+    // Every byte of the lengths and the edges, and a sample between them; another bit each time.
+    for (size_t at = 0; at < end; at += (at < 24 || at + 24 > end ? 1 : 37)) {
+      const auto findings = findings_after_flip(name, at, static_cast<int>(at % 8));
+      ASSERT_FALSE(findings.empty()) << name << " byte " << at;
+      EXPECT_EQ(findings[0].file, name) << "byte " << at;
+    }
+  }
+}
+
+TEST_F(Verify, ShorterAndLongerFilesAreFound) {
+  for (const std::string name :
+       {"manifest.pb", "manifest.json", "weights-00001.safetensors", "state-00000.safetensors"}) {
+    const auto cut = findings_after(name, [](std::string& text) { text.pop_back(); });
+    ASSERT_FALSE(cut.empty()) << name;
+    EXPECT_EQ(cut[0].file, name);
+    const auto grown = findings_after(name, [](std::string& text) { text += ' '; });
+    ASSERT_FALSE(grown.empty()) << name;
+    EXPECT_EQ(grown[0].file, name);
+    const auto emptied = findings_after(name, [](std::string& text) { text.clear(); });
+    ASSERT_FALSE(emptied.empty()) << name;
+    EXPECT_EQ(emptied[0].file, name);
+  }
+}
+
+TEST_F(Verify, MissingAndForeignFilesAreFound) {
+  std::filesystem::remove(step_ + "/weights-00001.safetensors");
+  std::filesystem::remove(step_ + "/manifest.json");
+  write_text(step_ + "/notes.txt", "hello");
+  std::vector<std::string> files;
+  for (const Finding& finding : verify(step_).findings) files.push_back(finding.file);
+  EXPECT_THAT(files, ::testing::UnorderedElementsAre("weights-00001.safetensors", "manifest.json",
+                                                     "notes.txt"));
+}
+
+TEST_F(Verify, AFolderWithoutAManifestIsAFinding) {
+  std::filesystem::remove(step_ + "/manifest.pb");
+  const auto findings = verify(step_).findings;
+  ASSERT_THAT(findings, SizeIs(1));
+  EXPECT_EQ(findings[0].file, "manifest.pb");
+}
+
+TEST_F(Verify, AFolderUnderAnotherStepsNameIsAFinding) {
+  std::filesystem::rename(step_, folder_ + "/step-00000021");
+  const auto findings = verify(folder_).findings;
+  ASSERT_THAT(findings, SizeIs(1));
+  EXPECT_THAT(findings[0].what, HasSubstr("it is of step 20, the folder's name says 21"));
+}
+
+TEST_F(Verify, AScaleThatIsNoCodeIsFoundThoughAllHashesHold) {
+  const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
+    SampleState state(communicator.rank(), 2, 30);
+    for (const auto& view : state.views()) {
+      // 0x7f80 would be an infinity's exponent as a scale; only 0x4300 to 0xbe00 are codes.
+      if (communicator.rank() == 1 && view.tensor == 1 && view.state == "variance_scale") {
+        view.bytes[3] = std::byte{0xff};
+      }
+    }
+    save({.folder = folder_,
+          .run = sample_run(30),
+          .layout = &state.layout(),
+          .views = state.views()},
+         communicator);
+  });
+  EXPECT_THAT(errors, Each(""));
+  const auto findings = verify(folder_ + "/step-00000030").findings;
+  ASSERT_THAT(findings, SizeIs(1));
+  EXPECT_EQ(findings[0].file, "state-00001.safetensors");
+  EXPECT_EQ(findings[0].tensor, "model.layers.0.qkv.weight.variance_scale");
+  EXPECT_THAT(to_text(findings[0]), HasSubstr("no valid code"));
+}
+
+TEST_F(Verify, HashRefusesADamagedCheckpointWithTheFirstFinding) {
+  const std::string path = step_ + "/state-00000.safetensors";
+  std::string bytes = read_text(path);
+  bytes.back() = static_cast<char>(~bytes.back());
+  write_text(path, bytes);
+  try {
+    hash(run_.path());
+    FAIL() << "hashed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
+    EXPECT_THAT(error.what(), HasSubstr("state-00000.safetensors, tensor \"model."));
+  }
+  const auto json = nlohmann::json::parse(to_json(verify(step_)));
+  EXPECT_EQ(json["whole"], false);
+  EXPECT_EQ(json["findings"][0]["file"], "state-00000.safetensors");
+}
+
+TEST_F(Verify, JsonThatSaysSomethingElseUnderTheRightHashIsFound) {
+  // A manifest.pb whose hash of manifest.json was made for a changed text.
+  EXPECT_THAT(json_difference(read_text(step_ + "/manifest.pb"), "{}"),
+              ::testing::Optional(HasSubstr("not the file that was written")));
+}
+
+}  // namespace
+}  // namespace flashshard::checkpoint
