@@ -3,17 +3,20 @@
 
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <mutex>
 #include <utility>
-
-#include "kernels/error.h"
 
 namespace flashshard {
 namespace {
 
 constexpr std::array<int, 3> kSignals = {SIGUSR1, SIGUSR2, SIGTERM};
 
-std::atomic<bool> installed = false;
+// Ranks that are threads of one process share its signals: the first one catches them, the last one lets go.
+std::mutex mutex;
+int living = 0;
+std::array<struct sigaction, kSignals.size()> previous = {};
 std::atomic<int32_t> noted = 0;
 static_assert(std::atomic<int32_t>::is_always_lock_free);
 
@@ -46,21 +49,21 @@ std::string_view name_of(StopCause cause) {
 }
 
 StopSignal::StopSignal(std::filesystem::path stop_file) : stop_file_(std::move(stop_file)) {
-  if (installed.exchange(true)) {
-    throw Error(ExitCode::kInternal, "stop signals are already being caught in this process");
-  }
+  const std::lock_guard lock(mutex);
+  if (living++ > 0) return;
   noted.store(0);
   struct sigaction action = {};
   action.sa_handler = note_stop_signal;
   // Reads and writes under way go on: a request must not look like a failed system call.
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
-  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_[i]);
+  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous[i]);
 }
 
 StopSignal::~StopSignal() {
-  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
-  installed.store(false);
+  const std::lock_guard lock(mutex);
+  if (--living > 0) return;
+  for (size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous[i], nullptr);
 }
 
 StopRequest StopSignal::poll() const {

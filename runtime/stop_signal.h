@@ -3,7 +3,6 @@
 // exit code 8.
 #pragma once
 
-#include <array>
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
@@ -27,12 +26,11 @@ struct StopRequest {
   explicit operator bool() const { return cause != StopCause::kNone; }
 };
 
-/// Catches the three signals while it lives and puts the earlier handlers back afterwards. One at a
-/// time per process.
+/// Catches the three signals while it lives and puts the earlier handlers back afterwards. Ranks that are
+/// threads of one process may each hold one: they see the same requests.
 class StopSignal {
  public:
   /// `stop_file`: also looked for at every poll; empty on ranks that leave this to rank 0.
-  /// Throws Error(kInternal) when another StopSignal lives.
   explicit StopSignal(std::filesystem::path stop_file = {});
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;
@@ -47,7 +45,6 @@ class StopSignal {
 
  private:
   std::filesystem::path stop_file_;
-  std::array<struct sigaction, 3> previous_ = {};
 };
 
 }  // namespace flashshard

@@ -72,6 +72,7 @@ struct RankReport {
   double backward_ms = 0;
   int64_t peak_bytes = 0;
   int64_t stop_cause = 0;
+  int64_t rejected_groups = 0;  // by the steps before this one
 };
 
 /// A step's report of all ranks in one.
@@ -80,6 +81,7 @@ struct StepReport {
   double data_ms = 0, forward_ms = 0, backward_ms = 0;  // of the slowest rank in each
   int64_t slowest_rank = 0;
   int64_t peak_bytes = 0;
+  int64_t rejected_groups = 0;
   StopCause stop = StopCause::kNone;
 };
 
@@ -94,6 +96,7 @@ StepReport combine(std::span<const RankReport> ranks) {
     report.forward_ms = std::max(report.forward_ms, ranks[r].forward_ms);
     report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
     report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
+    report.rejected_groups += ranks[r].rejected_groups;
     stop = std::max(stop, ranks[r].stop_cause);
     const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
     if (own > longest) {
@@ -286,6 +289,7 @@ StepReport Trainer::compute_gradients() {
   own.data_ms = prefetcher_->take_wait_ms();
   own.peak_bytes = metrics::read_process_memory().peak_resident;
   own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
+  own.rejected_groups = optimizer.rejected_groups();
   local_tokens_ = own.tokens;
   return exchange(own);
 }
@@ -330,6 +334,7 @@ void Trainer::one_step() {
   line.exposed_comm_ms = outcome.reduce_ms + outcome.gather_ms;
   line.slowest_rank = report.slowest_rank;
   line.peak_bytes = peak_bytes_;
+  line.health = {{"rejected_groups", report.rejected_groups}};
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
   line.skipped_steps = progress_.skipped_steps;

@@ -78,6 +78,7 @@ class AdamWRule final : public UpdateRule {
     }
     tensor.count = slice.weight.elements();
     tensor.first_element = slice.first_element;
+    tensor.rejected_groups = factors.rejected_groups;
     tensor.key = {options_.seed, static_cast<uint64_t>(slice.tensor)};
     if (slice.parameter->decay) {
       tensor.weight_decay_factor =

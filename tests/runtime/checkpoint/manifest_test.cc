@@ -231,7 +231,7 @@ INSTANTIATE_TEST_SUITE_P(
             "GroupOfNone", [](T& t) { t.mutable_states(3)->set_group(0); }, "groups"),
         in_tensor(
             "GroupCutByUnits", [](T& t) { t.mutable_states(3)->set_group(48); }, "groups")),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test_case) { return test_case.param.name; });
 
 TEST(HostilePayload, ThatIsNoMessageIsRefused) {
   std::string text("FSHMANI1\3\0\0\0\0\0\0\0\xff\xff\xff", 19);

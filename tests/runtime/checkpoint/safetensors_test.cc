@@ -169,7 +169,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "{\"" + std::string(5000, 'n') +
                       "\":{\"dtype\":\"X\",\"shape\":[],\"data_offsets\":[0,1]}}",
                   1, "nnn\"..."}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test_case) { return test_case.param.name; });
 
 struct BadFile {
   std::string name;
@@ -196,7 +196,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadFile{"HeaderOf101MB", std::string("\x40\x0d\x05\x06\0\0\0\0{}", 10), "a header of 101"},
         BadFile{"NoHeader", std::string(8, '\0'), "begin with '{'"},
         BadFile{"DataMissing", with_length(tensor(kGood), "123"), "3 bytes of data"}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test_case) { return test_case.param.name; });
 
 TEST(Safetensors, DeeplyNestedHeadersEndAtTheFirstWrongLevel) {
   const std::string deep = R"({"t":)" + std::string(1'000'000, '[');

@@ -250,7 +250,7 @@ INSTANTIATE_TEST_SUITE_P(
         ChangedTable{"Parts", [](ParameterSpec& p) { p.parts.clear(); }, "the run has none"},
         ChangedTable{"TiedNames", [](ParameterSpec& p) { p.tied_names = {"x"}; },
                      "tied names is none, the run has \"x\""}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test_case) { return test_case.param.name; });
 
 TEST(ChangedOptimizer, DecayAndLayersMayDiffer) {
   const SampleState state(0, 1, 1);

@@ -59,9 +59,14 @@ TEST(StopSignal, PutsTheEarlierHandlersBack) {
             128 + SIGUSR1);
 }
 
-TEST(StopSignal, ExistsOnceInAProcess) {
+TEST(StopSignal, IsSharedByRanksThatAreThreadsOfOneProcess) {
   const StopSignal first;
-  EXPECT_EQ(testing::error_of([] { StopSignal(); }).code(), ExitCode::kInternal);
+  {
+    const StopSignal second;
+    raise(SIGUSR1);
+    EXPECT_EQ(second.poll().cause, StopCause::kUserSignal1);
+  }
+  EXPECT_EQ(first.poll().cause, StopCause::kUserSignal1);
 }
 
 TEST(StopSignal, FindsTheStopFileAndRemovesItWhenHonoured) {

@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""Real runs of the binary under mpirun, as a user and a cluster see them: exit codes, files, interruptions, bad input.
+
+Run by ctest, one case each:  FLASHSHARD_BINARY=build/flashshard python3 tests/launch/end_to_end_test.py Runs.test_...
+"""
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = os.environ.get("FLASHSHARD_BINARY", str(ROOT / "build" / "flashshard"))
+CONFIG = str(ROOT / "launch" / "configs" / "tiny.textproto")
+LIMIT = 120  # seconds: a command that takes longer hangs, and that is a failure
+WORDS = ["and ", "the ", "lord ", "said ", "unto ", "him, ", "go ", "out.\n"]
+
+
+def environment():
+    return dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                OMPI_MCA_rmaps_base_oversubscribe="1")
+
+
+class EndToEnd(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="flashshard-"))
+        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        source = random.Random(1)
+        (self.folder / "text.txt").write_text("".join(source.choice(WORDS) for _ in range(9000)))
+        self.call(["prepare", "--input", self.folder / "text.txt", "--output", self.folder / "data"])
+
+    def call(self, arguments, code=0, ranks=None, **keywords):
+        """Runs a command to its end and returns it; fails on any other exit code than `code`."""
+        result = subprocess.run(self.command(arguments, ranks), env=environment(), timeout=LIMIT, text=True,
+                                errors="replace", stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+        self.assertEqual(result.returncode, code, f"{arguments}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def start(self, arguments, ranks):
+        process = subprocess.Popen(self.command(arguments, ranks), env=environment(), text=True, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE)
+        self.addCleanup(process.kill)
+        return process
+
+    @staticmethod
+    def command(arguments, ranks):
+        return (["mpirun", "-n", str(ranks)] if ranks else []) + [BINARY] + [str(a) for a in arguments]
+
+    def train(self, run="run", *settings):
+        base = {"run.dir": self.folder / run, "data.path": self.folder / "data", "run.threads": 1}
+        base.update(s.split("=", 1) for s in settings)
+        arguments = ["train", "--config", CONFIG]
+        for path, value in base.items():
+            arguments += ["--set", f"{path}={value}"]
+        return arguments
+
+    def metrics(self, run="run"):
+        path = self.folder / run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+    def wait_for_step(self, process, step, run="run"):
+        deadline = time.monotonic() + LIMIT
+        while len(self.metrics(run)) < step:
+            self.assertIsNone(process.poll(), "the run ended early")
+            self.assertLess(time.monotonic(), deadline, f"step {step} never came")
+            time.sleep(0.01)
+
+    def finish(self, process):
+        stdout, stderr = process.communicate(timeout=LIMIT)
+        return process.returncode, stdout, stderr
+
+    def status(self, rank, run="run"):
+        return json.loads((self.folder / run / "status" / f"rank-{rank:05}.json").read_text())
+
+    def hash(self, run="run"):
+        return self.call(["hash", self.folder / run]).stdout.strip()
+
+    def errors(self, result):
+        """Our own lines on stderr, without mpirun's."""
+        return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+# Long enough to be interrupted on any machine, short enough to wait for.
+LONG = ("train.steps=400", "checkpoint.every=40", "train.validate_every=0", "run.deadline_seconds=60")
+
+
+class Runs(EndToEnd):
+    def test_train_evaluate_generate_and_look_at_the_checkpoint(self):
+        losses = []
+        for ranks in (None, 1, 2, 4):
+            run = f"run{ranks}"
+            out = self.call(self.train(run), ranks=ranks).stdout
+            self.assertIn("step: 20  loss:", out)
+            self.assertIn("validate step: 20", out)
+            losses.append(self.metrics(run)[-1]["validation_loss"])
+            self.assertEqual(len(self.metrics(run)), 20)
+            for rank in range(ranks or 1):
+                self.assertEqual((self.status(rank, run)["state"], self.status(rank, run)["exit_code"]), ("done", 0))
+                self.assertTrue((self.folder / run / "logs" / f"rank-{rank:05}.log").exists())
+        for loss in losses:
+            self.assertAlmostEqual(loss, losses[0], delta=0.01 * losses[0])
+        self.assertEqual(self.hash("runNone"), self.hash("run1"))  # mpirun -n 1 is no different from alone
+
+        run = self.folder / "run2"
+        self.assertIn("is whole", self.call(["verify", run]).stdout)
+        self.assertEqual(json.loads(self.call(["hash", run, "--json"]).stdout)["total"], self.hash("run2"))
+        inspection = json.loads(self.call(["inspect", run, "--json"]).stdout)
+        self.assertEqual(inspection["world_size"], 2)
+        evaluation = json.loads(self.call(["eval", "--checkpoint", run, "--data", self.folder / "data", "--json"], ranks=2).stdout)
+        self.assertAlmostEqual(evaluation["loss"], losses[2], places=5)
+        text = self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout
+        self.assertEqual(text, self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout)
+
+    def test_a_request_to_stop_saves_and_the_resumed_run_ends_with_the_same_hash(self):
+        self.call(self.train("whole", *LONG), ranks=2)
+        for number, wanted in ((signal.SIGUSR1, "SIGUSR1"), (signal.SIGUSR2, "SIGUSR2")):
+            run = f"run{wanted}"
+            process = self.start(self.train(run, *LONG), 2)
+            self.wait_for_step(process, 50, run)
+            process.send_signal(number)  # mpirun forwards it
+            code, stdout, stderr = self.finish(process)
+            self.assertEqual(code, 8, stdout + stderr)
+            self.assertEqual(self.status(1, run)["state"], "stopped")
+            self.assertIn(wanted, self.status(0, run)["reason"])
+            self.call(self.train(run, *LONG), ranks=2)
+            self.assertEqual(self.hash(run), self.hash("whole"))
+
+    def test_killed_at_random_moments_it_goes_on_to_the_same_hash(self):
+        self.call(self.train("whole", *LONG), ranks=2)
+        source = random.Random(int(os.environ.get("FLASHSHARD_TEST_SEED", "7")))
+        for attempt in range(int(os.environ.get("FLASHSHARD_KILLS", "2"))):
+            process = self.start(self.train("run", *LONG), 2)
+            first = len(self.metrics())
+            self.wait_for_step(process, min(first + source.randrange(1, 150), 390))
+            time.sleep(source.random() * 0.02)
+            os.kill(self.status(source.randrange(2))["pid"], signal.SIGKILL)
+            code, _, _ = self.finish(process)
+            self.assertNotEqual(code, 0)
+        self.call(self.train("run", *LONG), ranks=2)
+        self.assertEqual(self.hash(), self.hash("whole"))
+        self.assertEqual([line["step"] for line in self.metrics()], list(range(1, 401)))
+
+    def test_a_full_disk_ends_with_code_5_and_the_last_checkpoint_whole(self):
+        disk = self.folder / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], stderr=subprocess.DEVNULL)
+        if mounted.returncode != 0:
+            self.skipTest("this machine does not let us mount a small disk")
+        self.addCleanup(subprocess.run, ["umount", "-l", str(disk)])
+        self.call(self.train("whole", *LONG), ranks=2)
+        process = self.start(self.train("disk/run", *LONG), 2)
+        self.wait_for_step(process, 50, "disk/run")
+        with open(disk / "ballast", "wb", buffering=0) as ballast:
+            try:
+                while True:
+                    ballast.write(b"x" * 4096)
+            except OSError:
+                pass
+        code, stdout, stderr = self.finish(process)
+        self.assertEqual(code, 5, stdout + stderr)
+        self.assertIn("error: ", stderr)
+        self.assertIn("is whole", self.call(["verify", disk / "run"]).stdout)
+        (disk / "ballast").unlink()
+        self.call(self.train("disk/run", *LONG), ranks=2)
+        self.assertEqual(self.hash("disk/run"), self.hash("whole"))
+
+    def test_a_stopped_rank_is_named_at_the_deadline_and_nothing_hangs(self):
+        process = self.start(self.train("run", *LONG, "run.deadline_seconds=3", "train.steps=100000"), 3)
+        self.wait_for_step(process, 20)
+        os.kill(self.status(1)["pid"], signal.SIGSTOP)
+        begin = time.monotonic()
+        code, stdout, stderr = self.finish(process)
+        self.assertEqual(code, 6, stdout + stderr)
+        self.assertLess(time.monotonic() - begin, 30)
+        self.assertIn("rank 1", stderr)
+        statuses = [self.status(rank) for rank in (0, 2)]
+        self.assertIn(6, [s["exit_code"] for s in statuses])
+        self.assertTrue(any("rank 1" in s["reason"] for s in statuses))
+
+    def test_a_second_trainer_on_a_folder_is_refused_and_the_first_goes_on(self):
+        process = self.start(self.train("run", *LONG, "train.steps=100000"), 2)
+        self.wait_for_step(process, 5)
+        result = self.call(self.train("run", *LONG), code=2, ranks=2)
+        self.assertEqual(len(self.errors(result)), 1, result.stderr)
+        self.assertIn(str(self.status(0)["pid"]), result.stderr)
+        steps = len(self.metrics())
+        self.wait_for_step(process, steps + 5)
+        process.send_signal(signal.SIGUSR1)
+        self.assertEqual(self.finish(process)[0], 8)
+
+
+class BadInput(EndToEnd):
+    def refused(self, code, *names, ranks=2, settings=(), arguments=None):
+        result = self.call(arguments or self.train("run", *settings), code=code, ranks=ranks)
+        lines = self.errors(result)
+        self.assertEqual(len(lines), 1, result.stderr)
+        for name in names:
+            self.assertIn(name, lines[0])
+        return result
+
+    def test_settings_are_refused_with_their_path_and_the_nearest_right_name(self):
+        self.refused(2, "optimizer.learning_rte", "optimizer.learning_rate", settings=["optimizer.learning_rte=1"])
+        self.refused(2, "optimizer.beta1", settings=["optimizer.beta1=1.5"])
+        self.refused(2, "optimizer.state", settings=["optimizer.state=INT4"])
+        self.refused(2, "train.global_batch", "train.micro_batch", settings=["train.global_batch=9", "train.micro_batch=2"])
+        self.refused(2, "parallelism.stage", settings=["parallelism.stage=3"])
+        self.refused(2, "parallelism.release", settings=["parallelism.release=true"])
+        self.refused(2, "nowhere.textproto", arguments=["train", "--config", self.folder / "nowhere.textproto"])
+        (self.folder / "bad.textproto").write_text("run { dir: \"x\" \n colour: 3 }")
+        self.refused(2, "run.colour", "bad.textproto", arguments=["train", "--config", self.folder / "bad.textproto"])
+
+    def test_bad_usage_has_code_2_and_help_has_0(self):
+        for arguments in ([], ["paint"], ["train"], ["train", "--config"], ["hash"], ["generate", "--checkpoint", "x"],
+                          ["prepare", "--input", "x"], ["train", "--config", CONFIG, "--colour", "red"]):
+            result = self.call(arguments, code=2)
+            self.assertEqual(len(self.errors(result)), 1, result.stderr)
+        for command in ("prepare", "train", "eval", "generate", "inspect", "verify", "hash"):
+            self.assertIn("Example", self.call([command, "--help"]).stdout)
+        self.assertIn("train", self.call(["--help"]).stdout)
+
+    def test_data_that_is_missing_truncated_or_damaged_has_code_3(self):
+        data = self.folder / "data"
+        self.refused(3, "nowhere", settings=[f"data.path={self.folder}/nowhere"])
+        self.refused(3, "sequence", settings=["train.sequence_length=500000"])
+        shard = data / "train-00000.tokens"
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-100])
+        self.refused(3, "train-00000.tokens")
+        shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        self.refused(3, "train-00000.tokens")
+        shard.unlink()
+        self.refused(3, "train-00000.tokens")
+        self.refused(3, "nothing.txt", ranks=None, arguments=["prepare", "--input", "nothing.txt", "--output", self.folder / "d"])
+        (self.folder / "empty.txt").touch()
+        self.refused(3, "empty.txt", ranks=None,
+                     arguments=["prepare", "--input", self.folder / "empty.txt", "--output", self.folder / "d"])
+
+    def test_checkpoints_that_are_missing_or_damaged_have_their_codes(self):
+        self.call(self.train(), ranks=2)
+        for command in (["verify"], ["hash"], ["inspect"]):
+            self.refused(2, "nowhere", ranks=None, arguments=[*command, self.folder / "nowhere"])
+            self.refused(4, "data", ranks=None, arguments=[*command, self.folder / "data"])
+        state = self.folder / "run" / "checkpoints" / "step-00000020" / "state-00001.safetensors"
+        damaged = bytearray(state.read_bytes())
+        damaged[-1] ^= 16
+        state.write_bytes(damaged)
+        result = self.call(["verify", self.folder / "run"], code=4)
+        self.assertIn("state-00001.safetensors", result.stdout)
+        self.refused(4, "state-00001.safetensors", settings=["train.steps=30"])
+        self.refused(4, "2 ranks", ranks=3)
+
+    def test_a_folder_that_cannot_be_used_has_code_2(self):
+        (self.folder / "file").write_text("x")
+        self.refused(2, "file", settings=[f"run.dir={self.folder}/file"])
+        self.refused(2, "missing", settings=[f"run.dir={self.folder}/missing/parent/run"])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v", *sys.argv[1:]])

@@ -1,0 +1,386 @@
+// Whole runs on in-process ranks: world sizes agree, a stopped run goes on to the same bits, bad
+// input ends in one clear error.
+#include "runtime/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "runtime/agreement.h"
+#include "runtime/checkpoint/folder.h"
+#include "runtime/checkpoint/verify.h"
+#include "runtime/config/run_config.h"
+#include "runtime/data/prepare.h"
+#include "runtime/evaluate.h"
+#include "runtime/generate.h"
+#include "runtime/trained_model.h"
+#include "tests/optim/ranks.h"
+#include "tests/runtime/metrics/temporary_folder.h"
+
+namespace flashshard {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::TemporaryFolder;
+
+/// Text with something to learn: words from a small list in a pseudo-random order.
+std::string text(size_t bytes) {
+  const std::vector<std::string> words = {"and ",  "the ",  "lord ", "said ",
+                                          "unto ", "him, ", "go ",   "out.\n"};
+  std::string all;
+  uint32_t state = 1;
+  while (all.size() < bytes) {
+    state = state * 1664525u + 1013904223u;
+    all += words[state >> 29];
+  }
+  return all;
+}
+
+class Runs : public ::testing::Test {
+ protected:
+  Runs() {
+    std::ofstream(folder_ / "text.txt") << text(40000);
+    data::PrepareOptions options;
+    options.inputs = {folder_ / "text.txt"};
+    options.output = folder_ / "data";
+    data::prepare(options);
+  }
+
+  proto::RunConfig config(const std::string& run, std::vector<std::string> overrides = {}) const {
+    overrides.insert(overrides.begin(), {"run.dir=" + (folder_ / run).string(),
+                                         "data.path=" + (folder_ / "data").string(),
+                                         "run.threads=1", "run.deadline_seconds=60"});
+    return load_run_config(std::string(FLASHSHARD_TEST_DATA) + "/../launch/configs/tiny.textproto",
+                           overrides);
+  }
+
+  static ExitCode run(int world_size, const proto::RunConfig& config,
+                      const std::string& resume = "auto") {
+    ExitCode code = ExitCode::kInternal;
+    std::mutex mutex;
+    test::run_ranks(world_size, [&](Communicator& communicator) {
+      const ExitCode mine = train(communicator, {config, resume});
+      const std::lock_guard lock(mutex);
+      code = mine;
+    });
+    return code;
+  }
+
+  /// The error that every rank ends with.
+  static Error failure(int world_size, const proto::RunConfig& config,
+                       const std::string& resume = "auto") {
+    std::vector<std::string> messages;
+    ExitCode code = ExitCode::kDone;
+    std::mutex mutex;
+    test::run_ranks(world_size, [&](Communicator& communicator) {
+      try {
+        train(communicator, {config, resume});
+      } catch (const AgreedError& error) {
+        const std::lock_guard lock(mutex);
+        messages.emplace_back(error.what());
+        code = error.code();
+      }
+    });
+    EXPECT_EQ(messages.size(), static_cast<size_t>(world_size)) << "not every rank failed";
+    for (const auto& message : messages) EXPECT_EQ(message, messages.front());
+    return Error(code, messages.empty() ? "" : messages.front());
+  }
+
+  nlohmann::json status(const std::string& run, int rank) const {
+    std::ifstream file(folder_ / run / "status" / ("rank-0000" + std::to_string(rank) + ".json"));
+    return nlohmann::json::parse(file);
+  }
+  std::vector<nlohmann::json> metrics(const std::string& run) const {
+    std::ifstream file(folder_ / run / "metrics.jsonl");
+    std::vector<nlohmann::json> lines;
+    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  }
+  std::string hash(const std::string& run) const {
+    return checkpoint::hash((folder_ / run).string()).total().hex();
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
+  ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
+  const auto lines = metrics("a");
+  ASSERT_EQ(lines.size(), 20u);
+  EXPECT_LT(lines.back()["loss"].get<double>(), 0.7 * lines.front()["loss"].get<double>());
+  EXPECT_TRUE(lines[9].contains("validation_loss"));
+  EXPECT_TRUE(lines[19].contains("validation_loss"));
+  EXPECT_FALSE(lines[10].contains("validation_loss"));
+  for (const char* key : {"grad_norm", "clip_coefficient", "learning_rate", "tokens",
+                          "tokens_per_second", "step_ms", "health"}) {
+    EXPECT_TRUE(lines.back().contains(key)) << key;
+  }
+  EXPECT_EQ(lines.back()["tokens"], 20 * 8 * 32);
+  for (int rank : {0, 1}) {
+    EXPECT_EQ(status("a", rank)["state"], "done");
+    EXPECT_EQ(status("a", rank)["exit_code"], 0);
+    EXPECT_EQ(status("a", rank)["last_step"], 20);
+  }
+  EXPECT_TRUE(checkpoint::verify((folder_ / "a").string()).findings.empty());
+}
+
+TEST_F(Runs, OnOneToFourRanksReachTheSameLossAndDivideTheState) {
+  double reference = 0;
+  int64_t whole_state = 0;
+  for (int world_size : {1, 2, 3, 4}) {
+    const std::string name = "n" + std::to_string(world_size);
+    ASSERT_EQ(run(world_size, config(name)), ExitCode::kDone);
+    const double loss = metrics(name).back()["validation_loss"];
+    if (world_size == 1) reference = loss;
+    EXPECT_NEAR(loss, reference, 0.01 * reference) << world_size;
+
+    std::ifstream file(folder_ / name / "memory.json");
+    const auto memory = nlohmann::json::parse(file);
+    int64_t sum = 0;
+    for (const auto& rank : memory["ranks"]) {
+      int64_t state = 0;
+      for (const char* c : {"momentum", "variance", "scales", "correction"}) {
+        state += rank["tagged"][c].get<int64_t>();
+        EXPECT_EQ(rank["tagged"][c], rank["predicted"][c]);
+      }
+      sum += state;
+    }
+    if (world_size == 1) whole_state = sum;
+    EXPECT_EQ(sum, whole_state);
+  }
+}
+
+TEST_F(Runs, InTheirReferencesFormatsAlsoLearn) {
+  for (const auto& formats : std::vector<std::vector<std::string>>{
+           {"optimizer.state=FP32", "optimizer.master_weight_bits=32"},
+           {"model.dtype=FP32", "optimizer.state=FP32", "optimizer.master_weight_bits=32"},
+           {"optimizer.master_weight_bits=0", "optimizer.rounding=NEAREST"},
+           {"model.tied_embeddings=false", "schedule.kind=WSD", "optimizer.clip_norm=0"}}) {
+    const std::string name = "format" + formats.front();
+    ASSERT_EQ(run(2, config(name, formats)), ExitCode::kDone);
+    EXPECT_LT(metrics(name).back()["loss"].get<double>(),
+              0.7 * metrics(name).front()["loss"].get<double>());
+    EXPECT_TRUE(checkpoint::verify((folder_ / name).string()).findings.empty());
+  }
+}
+
+class Resumed : public Runs, public ::testing::WithParamInterface<int> {};
+
+TEST_P(Resumed, RunEndsWithTheBitsOfTheOneLeftAlone) {
+  const int n = GetParam();
+  ASSERT_EQ(run(n, config("whole")), ExitCode::kDone);
+  // Stopped by the stop file at its first step, and again after more steps: each resume goes on
+  // from where it was.
+  std::filesystem::create_directories(folder_ / "parts");
+  std::ofstream(folder_ / "parts" / "stop") << "";
+  ASSERT_EQ(run(n, config("parts")), ExitCode::kStopped);
+  EXPECT_EQ(status("parts", 0)["state"], "stopped");
+  EXPECT_EQ(status("parts", 0)["exit_code"], 8);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "parts" / "stop"));
+  ASSERT_EQ(metrics("parts").size(), 1u);
+  ASSERT_EQ(run(n, config("parts")), ExitCode::kDone);
+  EXPECT_EQ(hash("parts"), hash("whole"));
+  const auto whole = metrics("whole"), parts = metrics("parts");
+  ASSERT_EQ(parts.size(), whole.size());
+  for (size_t i = 0; i < whole.size(); ++i) {
+    EXPECT_EQ(parts[i]["loss"], whole[i]["loss"]) << i;
+    EXPECT_EQ(parts[i]["grad_norm"], whole[i]["grad_norm"]) << i;
+    EXPECT_EQ(parts[i]["tokens"], whole[i]["tokens"]) << i;
+  }
+}
+
+TEST_P(Resumed, FromAnOlderCheckpointByItsPathGivesTheSameEnd) {
+  const int n = GetParam();
+  ASSERT_EQ(run(n, config("whole")), ExitCode::kDone);
+  const auto older = (folder_ / "whole" / "checkpoints" / "step-00000010").string();
+  ASSERT_EQ(run(n, config("branch"), older), ExitCode::kDone);
+  EXPECT_EQ(hash("branch"), hash("whole"));
+}
+
+INSTANTIATE_TEST_SUITE_P(WorldSizes, Resumed, ::testing::Values(1, 2, 3));
+
+TEST_F(Runs, ThatAreDoneHaveNothingLeftToDo) {
+  ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
+  const std::string before = hash("a");
+  ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
+  EXPECT_EQ(hash("a"), before);
+  EXPECT_EQ(metrics("a").size(), 20u);
+}
+
+TEST_F(Runs, GoOnToMoreStepsWhenAskedTo) {
+  const std::vector<std::string> constant = {"schedule.kind=CONSTANT"};
+  ASSERT_EQ(run(2, config("a", {"schedule.kind=CONSTANT", "train.steps=10"})), ExitCode::kDone);
+  ASSERT_EQ(run(2, config("a", constant)), ExitCode::kDone);
+  ASSERT_EQ(run(2, config("b", constant)), ExitCode::kDone);
+  EXPECT_EQ(hash("a"), hash("b"));
+}
+
+TEST_F(Runs, KeepAsManyCheckpointsAsAskedFor) {
+  ASSERT_EQ(run(2, config("a", {"checkpoint.every=4", "checkpoint.keep_last=2"})), ExitCode::kDone);
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ / "a" / "checkpoints")) {
+    names.push_back(entry.path().filename().string());
+  }
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("step-00000016", "step-00000020", "latest"));
+}
+
+TEST_F(Runs, WithoutACheckpointAtTheEndSaveNone) {
+  ASSERT_EQ(run(1, config("a", {"checkpoint.every=0", "checkpoint.at_end=false"})),
+            ExitCode::kDone);
+  EXPECT_EQ(checkpoint::list_complete((folder_ / "a" / "checkpoints").string()).size(), 0u);
+}
+
+TEST_F(Runs, EndWithCodeSevenWhenGradientsStayNonFinite) {
+  // Weights of this size overflow 2^60 in the gradients.
+  const Error error = failure(
+      2, config("a", {"model.init_std=10", "optimizer.learning_rate=100", "optimizer.clip_norm=0",
+                      "optimizer.weight_decay=0", "optimizer.max_consecutive_skips=2",
+                      "model.norm_epsilon=1e-30", "train.steps=400"}));
+  EXPECT_EQ(error.code(), ExitCode::kNonFinite);
+  EXPECT_THAT(error.what(), HasSubstr("2 steps in a row"));
+  EXPECT_EQ(status("a", 1)["state"], "failed");
+  EXPECT_EQ(status("a", 1)["exit_code"], 7);
+}
+
+TEST_F(Runs, RefuseWhatAResumeCannotChange) {
+  ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
+  struct Case {
+    std::string override;
+    std::string named;
+  };
+  for (const Case& c : {Case{"run.seed=7", "run.seed"}, Case{"model.layers=3", "model.layers"},
+                        Case{"optimizer.state=FP32", "optimizer.state"},
+                        Case{"train.sequence_length=16", "train.sequence_length"}}) {
+    const Error error = failure(2, config("a", {c.override}));
+    EXPECT_THAT(error.what(), HasSubstr(c.named));
+    EXPECT_EQ(error.code(), ExitCode::kUsage) << c.override;
+  }
+  EXPECT_EQ(failure(3, config("a")).code(), ExitCode::kCheckpoint);  // saved by two ranks
+  EXPECT_EQ(failure(2, config("a"), "never").code(), ExitCode::kUsage);
+  EXPECT_EQ(failure(2, config("a", {"train.steps=10", "schedule.warmup_steps=2"})).code(),
+            ExitCode::kUsage);
+}
+
+TEST_F(Runs, RefuseOtherDataAtAResume) {
+  ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
+  std::ofstream(folder_ / "text.txt") << text(50000);
+  data::PrepareOptions options;
+  options.inputs = {folder_ / "text.txt"};
+  options.output = folder_ / "data";
+  data::prepare(options);
+  const Error error = failure(1, config("a"));
+  EXPECT_EQ(error.code(), ExitCode::kBadData);
+  EXPECT_THAT(error.what(), HasSubstr("other data"));
+}
+
+TEST_F(Runs, RefuseBadInputBeforeTheFirstStep) {
+  EXPECT_EQ(failure(2, config("a", {"data.path=/nonexistent"})).code(), ExitCode::kBadData);
+  EXPECT_EQ(failure(2, config("b", {"train.sequence_length=60000"})).code(), ExitCode::kBadData);
+  EXPECT_EQ(failure(2, config("c", {"model.vocab_size=100"})).code(), ExitCode::kUsage);
+  EXPECT_EQ(failure(3, config("d", {"train.global_batch=2"})).code(),
+            ExitCode::kUsage);  // one micro-batch, three ranks
+  EXPECT_EQ(failure(1, config("e"), "/nonexistent").code(), ExitCode::kUsage);
+}
+
+TEST_F(Runs, EndAloneWhenADamagedCheckpointIsResumed) {
+  ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
+  const auto file = folder_ / "a" / "checkpoints" / "step-00000020" / "weights-00001.safetensors";
+  std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+  stream.seekp(-5, std::ios::end);
+  stream.put('x');
+  stream.close();
+  const Error error = failure(2, config("a", {"train.steps=30"}));
+  EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
+  EXPECT_THAT(error.what(), HasSubstr("weights-00001.safetensors"));
+}
+
+TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
+  ASSERT_EQ(run(2, config("a", {"train.steps=60", "optimizer.learning_rate=2e-2"})),
+            ExitCode::kDone);
+  const double trained_loss = metrics("a").back()["validation_loss"];
+  for (int world_size : {1, 3}) {
+    test::run_ranks(world_size, [&](Communicator& communicator) {
+      TrainedModel model((folder_ / "a").string(), communicator, TrainedModel::Use::kBatches);
+      const auto dataset = data::TokenDataset::open(folder_ / "data", data::Split::kValidation);
+      const Evaluation result =
+          evaluate(communicator, model.model(), dataset, {model.batch(), 32, 0});
+      EXPECT_NEAR(result.mean_loss(), trained_loss, 1e-6);
+      EXPECT_EQ(result.tokens, dataset.token_count() - 1);
+      EXPECT_THROW(model.require_vocabulary(257), Error);
+    });
+  }
+  const auto alone = std::move(make_thread_communicators(1).front());
+  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kOneSequence);
+  GenerationRequest request;
+  request.prompt = "and the ";
+  request.tokens = 60;
+  request.sampling.temperature = 0;
+  std::string seen;
+  const std::string written = generate(model.model(), request, [&](char c) { seen += c; });
+  EXPECT_EQ(written, request.prompt + seen);
+  EXPECT_EQ(written.size(), 68u);
+  EXPECT_EQ(written, generate(model.model(), request));
+  request.prompt.clear();
+  EXPECT_THROW(generate(model.model(), request), Error);
+}
+
+TEST(RunAndAgree, TellsEveryRankOfOneRanksFailure) {
+  for (ExitCode code : {ExitCode::kUsage, ExitCode::kOutOfSpace}) {
+    test::run_ranks(3, [&](Communicator& communicator) {
+      try {
+        run_and_agree(communicator, "a test", [&] {
+          if (communicator.rank() == 1) throw Error(code, "it broke");
+        });
+        ADD_FAILURE() << "rank " << communicator.rank() << " did not learn of it";
+      } catch (const AgreedError& error) {
+        EXPECT_EQ(error.code(), code);
+        EXPECT_THAT(error.what(), HasSubstr("rank 1"));
+        EXPECT_THAT(error.what(), HasSubstr("it broke"));
+      }
+    });
+  }
+}
+
+TEST(RunAndAgree, NamesNoRankWhenAllFailAlike) {
+  test::run_ranks(2, [&](Communicator& communicator) {
+    try {
+      run_and_agree(communicator, "a test", [&] { throw Error(ExitCode::kBadData, "no data"); });
+      ADD_FAILURE();
+    } catch (const AgreedError& error) {
+      EXPECT_STREQ(error.what(), "no data");
+    }
+  });
+}
+
+TEST(RunAndAgree, TurnsForeignExceptionsIntoCodes) {
+  test::run_ranks(1, [&](Communicator& communicator) {
+    try {
+      run_and_agree(communicator, "a test", [&] { throw std::bad_alloc(); });
+      ADD_FAILURE();
+    } catch (const AgreedError& error) {
+      EXPECT_EQ(error.code(), ExitCode::kOutOfSpace);
+    }
+    try {
+      run_and_agree(communicator, "a test", [&] { throw std::logic_error("a bug"); });
+      ADD_FAILURE();
+    } catch (const AgreedError& error) {
+      EXPECT_EQ(error.code(), ExitCode::kInternal);
+    }
+  });
+}
+
+TEST(BroadcastText, CarriesTextsOfAnyLength) {
+  test::run_ranks(3, [&](Communicator& communicator) {
+    for (const std::string& text :
+         {std::string(), std::string("short"), std::string(100000, 'x')}) {
+      EXPECT_EQ(broadcast_text(communicator, "a text", communicator.rank() == 0 ? text : "other"),
+                text);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace flashshard
