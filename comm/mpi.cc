@@ -13,7 +13,6 @@
 #include <functional>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -33,7 +32,6 @@ using Seconds = std::chrono::duration<double>;
 constexpr int kCodes = 8;                   // a power of two that holds kSignatureCodes
 constexpr int kLargestTagWindow = 1 << 16;  // calls whose tags are distinct
 constexpr Seconds kAbortLimit{5.0};
-constexpr Seconds kAbortStagger{3.0};
 constexpr int kSleepsBetweenListening = 16;
 static_assert(kSignatureCodes <= kCodes);
 
@@ -137,7 +135,6 @@ class MpiCommunicator : public Communicator {
   uint64_t next_call_ = 0;
   std::vector<std::string> hosts_;  // by rank
   std::optional<Failure> failure_;
-  int first_to_abort_ = 0;  // of the ranks that know of the failure; until there is one, this rank
 };
 
 // ----------------------------------------------------------------------------------------------
@@ -196,7 +193,6 @@ MpiCommunicator::MpiCommunicator(std::shared_ptr<MpiEnvironment> environment,
   check_mpi(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   check_mpi(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
   check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &world_size_), "MPI_Comm_size");
-  first_to_abort_ = rank_;
   int* largest_tag = nullptr;
   int found = 0;
   check_mpi(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found),
@@ -357,12 +353,8 @@ void MpiCommunicator::abort(ExitCode code) noexcept {
   const int status = static_cast<int>(code);
   environment_->mark_failed();
   try {
-    const ExitTimer timer(kAbortStagger + kAbortLimit, code,
-                          "MPI_Abort did not return: leaving without it");
+    const ExitTimer timer(kAbortLimit, code, "MPI_Abort did not return: leaving without it");
     std::fflush(nullptr);
-    // Open MPI's mpirun may crash when several ranks abort at once. After a roll call the lowest
-    // rank that answered goes first; mpirun ends the others while they sleep.
-    if (first_to_abort_ != rank_) std::this_thread::sleep_for(kAbortStagger);
     MPI_Abort(MPI_COMM_WORLD, status);
   } catch (...) {
     // Without a timer (no more threads) a plain exit is the one way that cannot hang.
@@ -436,9 +428,7 @@ std::vector<std::optional<Attendance>> MpiCommunicator::exchange_attendance(cons
   }
   for (int i = 1; i < world_size_; ++i) {
     const auto p = static_cast<size_t>(other(i));
-    if (!messages.received_from(other(i))) continue;
-    answers[p] = received[p];
-    first_to_abort_ = std::min(first_to_abort_, other(i));
+    if (messages.received_from(other(i))) answers[p] = received[p];
   }
   return answers;
 }

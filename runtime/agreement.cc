@@ -2,57 +2,71 @@
 
 #include <fmt/format.h>
 
-#include <array>
-#include <cstring>
+#include <algorithm>
 #include <exception>
-#include <vector>
+#include <new>
 
 namespace flashshard {
+namespace {
 
-std::string broadcast_text(Communicator& communicator, std::string_view what, std::string text,
-                           int root) {
-  int64_t size = static_cast<int64_t>(text.size());
-  communicator.broadcast(std::as_writable_bytes(std::span(&size, 1)), root).wait(what);
-  text.resize(static_cast<size_t>(size));
-  if (size > 0) communicator.broadcast(std::as_writable_bytes(std::span(text)), root).wait(what);
-  return text;
+struct Vote {
+  int64_t code = 0;  // 0: all is well
+  int64_t text_bytes = 0;
+};
+
+}  // namespace
+
+std::optional<Failure> outcome_of(const std::function<void()>& work) {
+  try {
+    work();
+    return std::nullopt;
+  } catch (const CommunicationError&) {
+    throw;
+  } catch (const Error& error) {
+    return Failure{error.code(), error.what()};
+  } catch (const std::bad_alloc&) {
+    return Failure{ExitCode::kOutOfSpace, "out of memory"};
+  } catch (const std::exception& error) {
+    return Failure{ExitCode::kInternal, error.what()};
+  }
 }
 
-void run_and_agree(Communicator& communicator, std::string_view what,
-                   const std::function<void()>& action) {
-  ExitCode code = ExitCode::kDone;
-  std::string message;
-  try {
-    action();
-  } catch (const CommunicationError&) {
-    throw;  // the others are not there to agree with
-  } catch (const Error& error) {
-    code = error.code();
-    message = error.what();
-  } catch (const std::bad_alloc&) {
-    code = ExitCode::kOutOfSpace;
-    message = "out of memory";
-  } catch (const std::exception& error) {
-    code = ExitCode::kInternal;
-    message = error.what();
+void agree(Communicator& communicator, const std::optional<Failure>& mine,
+           std::string_view prefix) {
+  std::vector<Vote> votes(static_cast<size_t>(communicator.world_size()));
+  Vote& own = votes[static_cast<size_t>(communicator.rank())];
+  if (mine) {
+    own = {static_cast<int64_t>(mine->code), static_cast<int64_t>(mine->text.size())};
   }
-  const bool failed = code != ExitCode::kDone;
-  const int world = communicator.world_size();
-  std::array<int64_t, 2> votes = {failed ? communicator.rank() : world, failed ? 1 : 0};
-  communicator.all_reduce(std::span(votes).first(1), ReduceOp::kMin).wait(what);
-  communicator.all_reduce(std::span(votes).last(1), ReduceOp::kSum).wait(what);
-  const auto first_failed = static_cast<int>(votes[0]);
-  if (first_failed == world) return;
+  gather_plain(communicator, "waiting for the votes of all ranks", std::span(votes));
+  const auto failed = [](const Vote& vote) { return vote.code != 0; };
+  const auto first = std::ranges::find_if(votes, failed);
+  if (first == votes.end()) return;
 
-  int64_t agreed_code = static_cast<int64_t>(code);
-  communicator.broadcast(std::as_writable_bytes(std::span(&agreed_code, 1)), first_failed)
-      .wait(what);
-  message = broadcast_text(communicator, what, message, first_failed);
-  if (votes[1] < world) {
-    message =
-        fmt::format("rank {} on {}: {}", first_failed, communicator.host(first_failed), message);
+  const int rank = static_cast<int>(first - votes.begin());
+  std::string text(static_cast<size_t>(first->text_bytes), '\0');
+  if (rank == communicator.rank()) text = mine->text;
+  communicator.broadcast(std::as_writable_bytes(std::span(text)), rank)
+      .wait("waiting for the reason of a failure");
+  const auto failures = static_cast<size_t>(std::ranges::count_if(votes, failed));
+  if (failures < votes.size()) {
+    text = fmt::format("rank {} of {} on {}{}: {}", rank, votes.size(), communicator.host(rank),
+                       failures > 1 ? fmt::format(" (and {} more)", failures - 1) : "", text);
   }
-  throw AgreedError(static_cast<ExitCode>(agreed_code), message);
+  if (!prefix.empty()) text = fmt::format("{}: {}", prefix, text);
+  throw AgreedError(static_cast<ExitCode>(first->code), text);
+}
+
+void run_and_agree(Communicator& communicator, const std::function<void()>& work) {
+  agree(communicator, outcome_of(work));
+}
+
+std::string broadcast_text(Communicator& communicator, std::string_view what, std::string text) {
+  auto size = static_cast<int64_t>(text.size());
+  communicator.broadcast(std::as_writable_bytes(std::span(&size, 1)), 0).wait(what);
+  text.resize(static_cast<size_t>(size));
+  if (size > 0) communicator.broadcast(std::as_writable_bytes(std::span(text)), 0).wait(what);
+  return text;
 }
 
 }  // namespace flashshard

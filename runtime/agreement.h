@@ -1,9 +1,9 @@
 // Failing together. An error that every rank knows of ends the run in order: one line, the same
-// exit code, a clean finalisation. An error on one rank alone is told to the others first, where
-// they are at an agreed point.
+// exit code, a clean finalisation. So work that each rank does alone ends with a vote.
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -21,15 +21,26 @@ class AgreedError : public Error {
   AgreedError(ExitCode code, const std::string& message) : Error(code, message) {}
 };
 
-/// Runs `action` on every rank, then all ranks learn whether it failed anywhere: if so, every rank
-/// throws AgreedError with the lowest failing rank's message (prefixed "rank R: " when not every
-/// rank failed in the same words). CommunicationError passes through.
-void run_and_agree(Communicator& communicator, std::string_view what,
-                   const std::function<void()>& action);
+struct Failure {
+  ExitCode code = ExitCode::kInternal;
+  std::string text;
+};
 
-/// Broadcasts a string from `root`; every rank returns it.
-std::string broadcast_text(Communicator& communicator, std::string_view what, std::string text,
-                           int root = 0);
+/// Runs work of this rank alone and catches how it failed. CommunicationError passes through: there
+/// is nobody to agree with.
+std::optional<Failure> outcome_of(const std::function<void()>& work);
+
+/// Every rank brings its outcome. When one failed, all throw the same AgreedError: the code and
+/// text of the lowest failing rank, which is named unless all ranks failed. `prefix`, when not
+/// empty, begins the message: "the checkpoint was not saved".
+void agree(Communicator& communicator, const std::optional<Failure>& mine,
+           std::string_view prefix = {});
+
+/// agree(outcome_of(work)).
+void run_and_agree(Communicator& communicator, const std::function<void()>& work);
+
+/// Broadcasts a string from rank 0; every rank returns it. `what` names the wait.
+std::string broadcast_text(Communicator& communicator, std::string_view what, std::string text);
 
 /// values[r] of every rank r, gathered into all; each rank's own is in place.
 template <class T>

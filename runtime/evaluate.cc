@@ -27,7 +27,7 @@ Evaluation evaluate(Communicator& communicator, Model& model, const data::TokenD
     own.loss_sum += loss.loss_sum;
     own.tokens += loss.token_count;
   }
-  gather_plain(communicator, "the losses of a validation", std::span(ranks));
+  gather_plain(communicator, "waiting for the losses of a validation", std::span(ranks));
   Evaluation all;
   for (const Evaluation& rank : ranks) {
     all.loss_sum += rank.loss_sum;

@@ -54,7 +54,7 @@ void RunCheckpoint::require_same_run(const std::string& path,
 std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
                                                  const std::string& data_fingerprint) {
   std::string path;
-  run_and_agree(communicator_, "the choice of a checkpoint", [&] {
+  run_and_agree(communicator_, [&] {
     if (communicator_.rank() != 0) return;
     for (const std::string& name : checkpoint::clean_up(folder_.checkpoints_directory().string())) {
       reporter_.info(fmt::format("removed what an interrupted save left: {}", name));
@@ -64,7 +64,7 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
     require_same_run(*chosen, data_fingerprint);
     path = *chosen;
   });
-  path = broadcast_text(communicator_, "the choice of a checkpoint", path);
+  path = broadcast_text(communicator_, "waiting for the choice of a checkpoint", path);
   if (path.empty()) return std::nullopt;
 
   checkpoint::LoadRequest request;

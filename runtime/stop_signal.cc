@@ -13,7 +13,8 @@ namespace {
 
 constexpr std::array<int, 3> kSignals = {SIGUSR1, SIGUSR2, SIGTERM};
 
-// Ranks that are threads of one process share its signals: the first one catches them, the last one lets go.
+// Ranks that are threads of one process share its signals: the first one catches them, the last one
+// lets go.
 std::mutex mutex;
 int living = 0;
 std::array<struct sigaction, kSignals.size()> previous = {};

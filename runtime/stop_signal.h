@@ -26,8 +26,8 @@ struct StopRequest {
   explicit operator bool() const { return cause != StopCause::kNone; }
 };
 
-/// Catches the three signals while it lives and puts the earlier handlers back afterwards. Ranks that are
-/// threads of one process may each hold one: they see the same requests.
+/// Catches the three signals while it lives and puts the earlier handlers back afterwards. Ranks
+/// that are threads of one process may each hold one: they see the same requests.
 class StopSignal {
  public:
   /// `stop_file`: also looked for at every poll; empty on ranks that leave this to rank 0.

@@ -170,12 +170,12 @@ class Trainer {
 };
 
 ExitCode Trainer::run() {
-  run_and_agree(communicator_, "the opening of the data", [&] { open_data(); });
-  run_and_agree(communicator_, "the allocation of memory", [&] {
+  run_and_agree(communicator_, [&] { open_data(); });
+  run_and_agree(communicator_, [&] {
     engine_ = std::make_unique<Engine>(communicator_, config_, train_data_->vocab_size());
   });
   start_or_resume();
-  run_and_agree(communicator_, "the opening of the run's files", [&] {
+  run_and_agree(communicator_, [&] {
     reporter_.begin(folder_, config_, progress_.step,
                     engine_->model().flops_per_token(config_.train().sequence_length()),
                     communicator_.world_size());
@@ -203,7 +203,8 @@ void Trainer::open_data() {
     validation_data_.emplace(
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
-  // Resolved here and saved with the run: a trained model must know its vocabulary without the data.
+  // Resolved here and saved with the run: a trained model must know its vocabulary without the
+  // data.
   if (config_.model().vocab_size() == 0) {
     config_.mutable_model()->set_vocab_size(train_data_->vocab_size());
   }
@@ -227,8 +228,7 @@ void Trainer::start_or_resume() {
   options.rank = communicator_.rank();
   options.world_size = communicator_.world_size();
   options.first_sequence = progress_.sequences;
-  run_and_agree(communicator_, "the division of the batch",
-                [&] { micro_batches_.emplace(options); });
+  run_and_agree(communicator_, [&] { micro_batches_.emplace(options); });
 }
 
 void Trainer::announce() {
@@ -256,7 +256,7 @@ void Trainer::report_memory(bool show) {
   own.predicted = engine_->predicted();
   own.tagged = engine_->tagged();
   own.seen_from_outside = metrics::read_process_memory().resident - engine_->resident_before();
-  gather_plain(communicator_, "the memory tables", std::span(ranks));
+  gather_plain(communicator_, "waiting for the memory tables", std::span(ranks));
   reporter_.memory(folder_, ranks, engine_->parameters(), show);
 }
 
@@ -297,7 +297,7 @@ StepReport Trainer::compute_gradients() {
 StepReport Trainer::exchange(const RankReport& own) {
   std::vector<RankReport> ranks(static_cast<size_t>(communicator_.world_size()));
   ranks[static_cast<size_t>(communicator_.rank())] = own;
-  gather_plain(communicator_, "the reports of a step", std::span(ranks));
+  gather_plain(communicator_, "waiting for the reports of a step", std::span(ranks));
   return combine(ranks);
 }
 
@@ -421,14 +421,14 @@ ExitCode Trainer::finish(StopCause stop) {
 RunFolder open_folder(Communicator& communicator, const std::string& directory) {
   std::optional<RunFolder> folder;
   RunTicket ticket = {};
-  run_and_agree(communicator, "the opening of run.dir", [&] {
+  run_and_agree(communicator, [&] {
     if (communicator.rank() != 0) return;
     folder.emplace(RunFolder::create(directory));
     ticket = folder->ticket();
   });
   communicator.broadcast(std::as_writable_bytes(std::span(ticket)), 0)
-      .wait("the ticket of run.dir");
-  run_and_agree(communicator, "the joining of run.dir", [&] {
+      .wait("waiting for the ticket of run.dir");
+  run_and_agree(communicator, [&] {
     if (communicator.rank() != 0) folder.emplace(RunFolder::join(directory, ticket));
   });
   return std::move(*folder);
@@ -450,7 +450,7 @@ ExitCode train(Communicator& communicator, const TrainRequest& request) {
   };
   std::optional<Trainer> trainer;
   try {
-    run_and_agree(communicator, "the opening of the log", [&] {
+    run_and_agree(communicator, [&] {
       status.set({});
       trainer.emplace(communicator, request, folder, status);
     });

@@ -44,7 +44,7 @@ ExitCode run(const EvalArguments& arguments) {
   return run_ranks(kDeadline, [&](Communicator& communicator) {
     std::unique_ptr<TrainedModel> model;
     std::unique_ptr<data::TokenDataset> dataset;
-    run_and_agree(communicator, "the opening of checkpoint and data", [&] {
+    run_and_agree(communicator, [&] {
       model = std::make_unique<TrainedModel>(arguments.checkpoint, communicator,
                                              TrainedModel::Use::kBatches);
       dataset = std::make_unique<data::TokenDataset>(

@@ -27,11 +27,11 @@ constexpr std::chrono::seconds kConnectDeadline{120};
 // configuration.
 proto::RunConfig shared_config(Communicator& communicator, const TrainArguments& arguments) {
   std::string text;
-  run_and_agree(communicator, "the configuration", [&] {
+  run_and_agree(communicator, [&] {
     if (communicator.rank() == 0)
       text = to_text(load_run_config(arguments.config, arguments.overrides));
   });
-  text = broadcast_text(communicator, "the configuration", std::move(text));
+  text = broadcast_text(communicator, "waiting for the configuration", std::move(text));
   return parse_run_config(text, "the configuration of rank 0", {});
 }
 

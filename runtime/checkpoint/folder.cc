@@ -7,7 +7,7 @@
 #include <charconv>
 #include <random>
 
-#include "runtime/checkpoint/agreement.h"
+#include "runtime/agreement.h"
 #include "runtime/checkpoint/manifest.h"
 
 namespace flashshard::checkpoint {

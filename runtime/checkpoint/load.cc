@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "runtime/checkpoint/agreement.h"
+#include "runtime/agreement.h"
 #include "runtime/checkpoint/reader.h"
 
 namespace flashshard::checkpoint {

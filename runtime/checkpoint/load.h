@@ -17,10 +17,10 @@ struct LoadRequest {
   std::string step_folder;
   const ShardLayout* layout = nullptr;  // of the run: its world size must be that of the checkpoint
   /// What this rank owns (ShardedState::shard_views): overwritten. Host-writable.
-  std::span<const ShardTensorView> views;
+  std::span<const ShardTensorView> views = {};
   /// Whole weights by tensor, (rows, cols) in the checkpoint's dtype; every rank gets all rows.
   /// Empty: the views suffice.
-  std::span<const Tensor> weights;
+  std::span<const Tensor> weights = {};
   FileSystem* file_system = &posix_file_system();
 };
 

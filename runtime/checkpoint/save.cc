@@ -7,7 +7,7 @@
 #include <optional>
 #include <utility>
 
-#include "runtime/checkpoint/agreement.h"
+#include "runtime/agreement.h"
 #include "runtime/checkpoint/commit.h"
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/shard_file.h"

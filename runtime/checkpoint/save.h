@@ -21,7 +21,7 @@ struct SaveRequest {
   const ShardLayout* layout = nullptr;
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
-  std::span<const ShardTensorView> views;
+  std::span<const ShardTensorView> views = {};
   int keep_last = 0;  // complete checkpoints to keep, this one included; 0: all
   FileSystem* file_system = &posix_file_system();
 };

@@ -48,6 +48,7 @@ void apply_model_preset(proto::ModelSection& model, const std::string& where) {
   const auto preset = std::ranges::find(kPresets, model.preset(), &ModelPreset::name);
   if (preset == kPresets.end()) {
     std::vector<std::string> names;
+    names.reserve(kPresets.size());
     for (const ModelPreset& known : kPresets) names.emplace_back(known.name);
     throw Error(ExitCode::kUsage,
                 fmt::format("model.preset is {}, allowed: {}", quoted(model.preset()),

@@ -129,6 +129,7 @@ std::string_view type_name(const FieldDescriptor& field) {
 
 std::vector<std::string> enumerator_names(const google::protobuf::EnumDescriptor& enumeration) {
   std::vector<std::string> names;
+  names.reserve(static_cast<size_t>(enumeration.value_count()));
   for (int i = 0; i < enumeration.value_count(); ++i) names.push_back(enumeration.value(i)->name());
   return names;
 }
@@ -138,6 +139,7 @@ std::string allowed_values(const FieldDescriptor& field) {
   const proto::Setting& setting = field.options().GetExtension(proto::setting);
   if (setting.allowed_size() > 0) {
     std::vector<std::string> values;
+    values.reserve(static_cast<size_t>(setting.allowed_size()));
     for (const int64_t value : setting.allowed()) values.push_back(std::to_string(value));
     return choices(values);
   }
@@ -164,8 +166,9 @@ std::string did_you_mean_setting(std::string_view path) {
       fields, [&](const SettingField& field) { return field.field->name() == last_part(path); });
   if (elsewhere != fields.end()) return fmt::format("did you mean {}?", elsewhere->path);
 
-  std::vector<std::string> paths;
   const auto* root = proto::RunConfig::descriptor();
+  std::vector<std::string> paths;
+  paths.reserve(fields.size() + static_cast<size_t>(root->field_count()));
   for (int i = 0; i < root->field_count(); ++i) paths.push_back(root->field(i)->name());
   for (const SettingField& field : fields) paths.push_back(field.path);
   if (const auto found = nearest(path, paths)) {
@@ -173,6 +176,7 @@ std::string did_you_mean_setting(std::string_view path) {
   }
 
   std::vector<std::string> names;
+  names.reserve(fields.size());
   for (const SettingField& field : fields) names.push_back(field.field->name());
   const auto found = nearest(last_part(path), names);
   return found ? fmt::format("did you mean {}?", fields[*found].path) : "";

@@ -36,7 +36,9 @@ constexpr size_t kLongestReport =
 struct Position {
   int line = 0;
   int column = 0;
-  auto operator<=>(const Position&) const = default;
+  bool operator<(const Position& other) const {
+    return line < other.line || (line == other.line && column < other.column);
+  }
 };
 
 std::string place(const std::string& source, Position position) {

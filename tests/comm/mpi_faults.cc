@@ -1,6 +1,7 @@
 // A small run that goes wrong in the way that its argument says. expect_mpirun.cmake looks at
 // mpirun's code and output.
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstdio>
@@ -16,11 +17,18 @@ namespace {
 using namespace flashshard;
 using namespace std::chrono_literals;
 
+/// Stops this process for good. mpirun wakes what it is about to end; a rank that would then go on,
+/// into MPI_Finalize of a dying job, can make mpirun 4.1 itself crash in PMIx_server_finalize.
+void stop() {
+  raise(SIGSTOP);
+  for (;;) pause();
+}
+
 /// Rank 1 stops dead; the others must name it.
 void stop_in_a_reduction(Communicator& comm) {
   std::vector<int64_t> values(10);
   comm.all_reduce(values, ReduceOp::kSum).wait("the first sum");
-  if (comm.rank() == 1) raise(SIGSTOP);
+  if (comm.rank() == 1) stop();
   comm.all_reduce(values, ReduceOp::kSum).wait("the second sum");
 }
 
@@ -33,7 +41,7 @@ void abort_alone(Communicator& comm) {
 /// Rank 1 never comes to MPI_Finalize.
 void stop_before_the_end(Communicator& comm) {
   comm.barrier().wait("the barrier");
-  if (comm.rank() == 1) raise(SIGSTOP);
+  if (comm.rank() == 1) stop();
 }
 
 void work(Communicator&) {}
@@ -53,7 +61,7 @@ int run(std::string_view name, Scenario scenario) {
     if (name == "stopped_at_start" &&
         std::string_view(std::getenv("OMPI_COMM_WORLD_RANK")) == "1") {
       auto environment = std::make_shared<MpiEnvironment>(2s);
-      raise(SIGSTOP);
+      stop();
     }
     comm = connect_ranks(2s);
     scenario(*comm);

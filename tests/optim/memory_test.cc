@@ -1,5 +1,7 @@
 #include "optim/memory.h"
 
+#include "kernels/error.h"
+
 #include <gtest/gtest.h>
 
 namespace flashshard {

@@ -29,7 +29,7 @@ ShardLayout layout_of(const std::vector<Shape>& all, int world_size) {
   std::vector<int64_t> units;
   for (const Shape& shape : all) {
     ParameterSpec parameter;
-    parameter.name = "p" + std::to_string(parameters.size());
+    parameter.name = std::to_string(parameters.size());
     parameter.rows = shape.rows;
     parameter.cols = shape.cols;
     parameters.push_back(parameter);
@@ -64,7 +64,7 @@ TEST_P(ShardRule, CoversEveryRowOnceInRankOrder) {
       const UnitRange units = layout.units_of(t, r);
       const RowRange rows = layout.rows_of(t, r);
       ASSERT_EQ(units.first, next_unit);
-      if (rows.count > 0) ASSERT_EQ(rows.first, next_row);
+      ASSERT_TRUE(rows.count == 0 || rows.first == next_row);
       next_unit += units.count;
       next_row += rows.count;
     }

@@ -54,7 +54,7 @@ float gradient_value(int step, int rank, int tensor, int64_t element) {
       float_to_bf16(static_cast<float>(std::ldexp(unit, exponent) * ((h >> 40) & 1 ? 1 : -1))));
 }
 
-struct Setup {
+struct RunShape {
   int world_size = 1;
   int64_t bucket_bytes = 64 << 20;
   StateFormat state = StateFormat::kCompanded;
@@ -68,7 +68,7 @@ struct Setup {
 /// One rank's run; the gradient of (step, tensor) comes from `fill`.
 class Rank {
  public:
-  Rank(Communicator& communicator, const Setup& setup)
+  Rank(Communicator& communicator, const RunShape& setup)
       : setup_(setup),
         backend_(make_cpu_backend({1})),
         ledger_(*backend_),
@@ -118,7 +118,7 @@ class Rank {
   UpdateRule& rule() { return *rule_; }
 
  private:
-  static AdamWOptions options(const Setup& setup) {
+  static AdamWOptions options(const RunShape& setup) {
     AdamWOptions o;
     o.weight_format = setup.weight;
     o.state_format = setup.state;
@@ -131,7 +131,7 @@ class Rank {
     return all;
   }
 
-  Setup setup_;
+  RunShape setup_;
   std::unique_ptr<Backend> backend_;
   MemoryLedger ledger_;
   std::unique_ptr<UpdateRule> rule_;
@@ -160,7 +160,7 @@ std::string whole_weights(ShardedState& state) {
 }
 
 template <class Value>
-Result run(const Setup& setup, const Value& value) {
+Result run(const RunShape& setup, const Value& value) {
   Result result;
   std::vector<Bytes> shards(static_cast<size_t>(setup.world_size));
   result.weights.resize(static_cast<size_t>(setup.world_size));
@@ -198,13 +198,13 @@ float folded(int step, int ranks, int tensor, int64_t element, bool bf16) {
   return bf16 ? bf16_to_float(float_to_bf16(sum)) : sum;
 }
 
-class Zero1 : public testing::TestWithParam<Setup> {};
+class Zero1 : public testing::TestWithParam<RunShape> {};
 
 TEST_P(Zero1, EqualsOneRankWithTheFoldedGradientBitForBit) {
-  const Setup setup = GetParam();
+  const RunShape setup = GetParam();
   const int ranks = setup.contributors == 0 ? setup.world_size : setup.contributors;
   const Result sharded = run(setup, gradient_value);
-  Setup one = setup;
+  RunShape one = setup;
   one.world_size = 1;
   one.contributors = 0;
   one.bucket_bytes = 64 << 20;
@@ -220,20 +220,20 @@ TEST_P(Zero1, EqualsOneRankWithTheFoldedGradientBitForBit) {
 INSTANTIATE_TEST_SUITE_P(
     Worlds, Zero1,
     testing::Values(
-        Setup{.world_size = 1}, Setup{.world_size = 2},
-        Setup{.world_size = 3, .bucket_bytes = 4096}, Setup{.world_size = 4, .bucket_bytes = 100},
-        Setup{.world_size = 7},
-        Setup{.world_size = 2, .state = StateFormat::kFP32, .weight = WeightFormat::kSplit32},
-        Setup{.world_size = 3, .state = StateFormat::kFP32, .weight = WeightFormat::kBF16},
-        Setup{.world_size = 3,
+        RunShape{.world_size = 1}, RunShape{.world_size = 2},
+        RunShape{.world_size = 3, .bucket_bytes = 4096}, RunShape{.world_size = 4, .bucket_bytes = 100},
+        RunShape{.world_size = 7},
+        RunShape{.world_size = 2, .state = StateFormat::kFP32, .weight = WeightFormat::kSplit32},
+        RunShape{.world_size = 3, .state = StateFormat::kFP32, .weight = WeightFormat::kBF16},
+        RunShape{.world_size = 3,
               .state = StateFormat::kFP32,
               .weight = WeightFormat::kFP32,
               .gradient = DType::kFP32},
-        Setup{.world_size = 3, .gradient = DType::kFP32}, Setup{.world_size = 4, .contributors = 3},
-        Setup{.world_size = 3, .contributors = 1}));
+        RunShape{.world_size = 3, .gradient = DType::kFP32}, RunShape{.world_size = 4, .contributors = 3},
+        RunShape{.world_size = 3, .contributors = 1}));
 
 TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {
-  Setup setup;
+  RunShape setup;
   setup.world_size = 3;
   const Result result = run(setup, gradient_value);
   double squares = 0;
@@ -252,7 +252,7 @@ TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {
 }
 
 TEST(ShardedOptimizer, DoesNotScaleAGradientBelowTheLimitNorWithoutOne) {
-  Setup setup;
+  RunShape setup;
   setup.clip_norm = 1e9;
   EXPECT_EQ(run(setup, gradient_value).last.clip_coefficient, 1.0);
   setup.clip_norm = 0;
@@ -262,7 +262,7 @@ TEST(ShardedOptimizer, DoesNotScaleAGradientBelowTheLimitNorWithoutOne) {
 class NonFinite : public testing::TestWithParam<float> {};
 
 TEST_P(NonFinite, GradientOnOneRankChangesNoByteOnAny) {
-  Setup setup;
+  RunShape setup;
   setup.world_size = 3;
   test::run_ranks(3, [&](Communicator& communicator) {
     Rank rank(communicator, setup);
@@ -298,7 +298,7 @@ INSTANTIATE_TEST_SUITE_P(Values, NonFinite,
 
 TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
   test::run_ranks(2, [&](Communicator& communicator) {
-    Rank rank(communicator, Setup{.world_size = 2});
+    Rank rank(communicator, RunShape{.world_size = 2});
     const StepOutcome outcome = rank.step([](int, int64_t) { return 0.0f; }, 0);
     EXPECT_FALSE(outcome.applied);
     EXPECT_EQ(outcome.tokens, 0);
@@ -308,7 +308,7 @@ TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
 
 TEST(ShardedOptimizer, RefusesAStepBeforeEveryLayerIsReady) {
   test::run_ranks(1, [&](Communicator& communicator) {
-    Rank rank(communicator, Setup{});
+    Rank rank(communicator, RunShape{});
     rank.optimizer().begin_step(1);
     rank.optimizer().layer_ready(2);
     EXPECT_THROW((void)rank.optimizer().step(1e-3, 1), Error);
@@ -323,7 +323,7 @@ TEST_P(Bytes1, PredictedEqualTaggedAndStatesAreDividedAmongRanks) {
   MemoryTable sum;
   test::run_ranks(n, [&](Communicator& communicator) {
     for (int64_t bucket_bytes : {int64_t{64} << 20, int64_t{5000}}) {
-      Setup setup;
+      RunShape setup;
       setup.world_size = n;
       setup.bucket_bytes = bucket_bytes;
       Rank rank(communicator, setup);

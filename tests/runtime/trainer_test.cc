@@ -14,8 +14,12 @@
 #include "runtime/checkpoint/verify.h"
 #include "runtime/config/run_config.h"
 #include "runtime/data/prepare.h"
+#include "runtime/engine.h"
 #include "runtime/evaluate.h"
 #include "runtime/generate.h"
+#include "runtime/run_checkpoint.h"
+#include "runtime/run_folder.h"
+#include "runtime/run_reporter.h"
 #include "runtime/trained_model.h"
 #include "tests/optim/ranks.h"
 #include "tests/runtime/metrics/temporary_folder.h"
@@ -234,15 +238,36 @@ TEST_F(Runs, WithoutACheckpointAtTheEndSaveNone) {
 }
 
 TEST_F(Runs, EndWithCodeSevenWhenGradientsStayNonFinite) {
-  // Weights of this size overflow 2^60 in the gradients.
-  const Error error = failure(
-      2, config("a", {"model.init_std=10", "optimizer.learning_rate=100", "optimizer.clip_norm=0",
-                      "optimizer.weight_decay=0", "optimizer.max_consecutive_skips=2",
-                      "model.norm_epsilon=1e-30", "train.steps=400"}));
+  // A checkpoint whose embedding holds a NaN: every gradient from there on is one.
+  proto::RunConfig poisoned = config("a", {"optimizer.max_consecutive_skips=2"});
+  poisoned.mutable_model()->set_vocab_size(256);
+  const auto data = data::TokenDataset::open(folder_ / "data", data::Split::kTrain);
+  test::run_ranks(2, [&](Communicator& communicator) {
+    Engine engine(communicator, poisoned, 256);
+    engine.initialize(1);
+    engine.state().weight(0).as<uint16_t>()[communicator.rank() == 0 ? ' ' * 32 : 255 * 32] =
+        0x7fc0;
+    std::optional<RunFolder> folder;
+    if (communicator.rank() == 0) folder.emplace(RunFolder::create(poisoned.run().dir()));
+    communicator.barrier().wait("a barrier");
+    if (communicator.rank() == 1) folder.emplace(RunFolder::join(poisoned.run().dir(), {}));
+    RunReporter reporter(*folder, communicator.rank());
+    RunProgress progress;
+    progress.step = 1;
+    progress.data_fingerprint = data.manifest().fingerprint();
+    RunCheckpoint(communicator, *folder, poisoned, engine, reporter).save(progress);
+  });
+  const std::string before = hash("a");
+  const Error error = failure(2, poisoned);
   EXPECT_EQ(error.code(), ExitCode::kNonFinite);
   EXPECT_THAT(error.what(), HasSubstr("2 steps in a row"));
   EXPECT_EQ(status("a", 1)["state"], "failed");
   EXPECT_EQ(status("a", 1)["exit_code"], 7);
+  ASSERT_EQ(metrics("a").size(), 2u);
+  EXPECT_EQ(metrics("a")[1]["skipped_steps"], 2);
+  EXPECT_EQ(metrics("a")[1]["nonfinite"], 1);
+  EXPECT_EQ(metrics("a")[1]["grad_norm"], "inf");
+  EXPECT_EQ(hash("a"), before);  // nothing was saved over it
 }
 
 TEST_F(Runs, RefuseWhatAResumeCannotChange) {
@@ -331,7 +356,7 @@ TEST(RunAndAgree, TellsEveryRankOfOneRanksFailure) {
   for (ExitCode code : {ExitCode::kUsage, ExitCode::kOutOfSpace}) {
     test::run_ranks(3, [&](Communicator& communicator) {
       try {
-        run_and_agree(communicator, "a test", [&] {
+        run_and_agree(communicator, [&] {
           if (communicator.rank() == 1) throw Error(code, "it broke");
         });
         ADD_FAILURE() << "rank " << communicator.rank() << " did not learn of it";
@@ -347,7 +372,7 @@ TEST(RunAndAgree, TellsEveryRankOfOneRanksFailure) {
 TEST(RunAndAgree, NamesNoRankWhenAllFailAlike) {
   test::run_ranks(2, [&](Communicator& communicator) {
     try {
-      run_and_agree(communicator, "a test", [&] { throw Error(ExitCode::kBadData, "no data"); });
+      run_and_agree(communicator, [&] { throw Error(ExitCode::kBadData, "no data"); });
       ADD_FAILURE();
     } catch (const AgreedError& error) {
       EXPECT_STREQ(error.what(), "no data");
@@ -358,13 +383,13 @@ TEST(RunAndAgree, NamesNoRankWhenAllFailAlike) {
 TEST(RunAndAgree, TurnsForeignExceptionsIntoCodes) {
   test::run_ranks(1, [&](Communicator& communicator) {
     try {
-      run_and_agree(communicator, "a test", [&] { throw std::bad_alloc(); });
+      run_and_agree(communicator, [&] { throw std::bad_alloc(); });
       ADD_FAILURE();
     } catch (const AgreedError& error) {
       EXPECT_EQ(error.code(), ExitCode::kOutOfSpace);
     }
     try {
-      run_and_agree(communicator, "a test", [&] { throw std::logic_error("a bug"); });
+      run_and_agree(communicator, [&] { throw std::logic_error("a bug"); });
       ADD_FAILURE();
     } catch (const AgreedError& error) {
       EXPECT_EQ(error.code(), ExitCode::kInternal);

@@ -90,9 +90,10 @@ TEST(CleanUp, RemovesLeftoversAndNothingElse) {
   EXPECT_THAT(clean_up(folder), IsEmpty());
   save_on_ranks(folder, 20, 1);
   const std::string id = "0123456789abcdef";
-  for (const std::string name :
-       {"step-00000030.tmp-" + id, "step-00000010.deleting-" + id, std::string("step-00000010.bad"),
-        "mine.tmp-" + id, std::string("step-00000030.tmp-mine"), "latest.deleting-" + id}) {
+  for (const std::string& name :
+       std::vector<std::string>{"step-00000030.tmp-" + id, "step-00000010.deleting-" + id,
+                                std::string("step-00000010.bad"), "mine.tmp-" + id,
+                                std::string("step-00000030.tmp-mine"), "latest.deleting-" + id}) {
     std::filesystem::create_directories(folder + "/" + name + "/inner");
     write_text(folder + "/" + name + "/inner/file", "x");
   }

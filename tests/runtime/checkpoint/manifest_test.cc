@@ -185,52 +185,59 @@ INSTANTIATE_TEST_SUITE_P(
                 },
                 "too large"},
         in_tensor(
-            "NoName", [](T& t) { t.clear_name(); }, "name is empty"),
+            "NoName", [](T& tensor) { tensor.clear_name(); }, "name is empty"),
         in_tensor(
-            "NoRows", [](T& t) { t.set_rows(0); }, "must be positive"),
+            "NoRows", [](T& tensor) { tensor.set_rows(0); }, "must be positive"),
         in_tensor(
-            "NegativeCols", [](T& t) { t.set_cols(-64); }, "must be positive"),
+            "NegativeCols", [](T& tensor) { tensor.set_cols(-64); }, "must be positive"),
         in_tensor(
-            "SizeOverflow", [](T& t) { t.set_rows(int64_t{1} << 62); }, "too large"),
+            "SizeOverflow", [](T& tensor) { tensor.set_rows(int64_t{1} << 62); }, "too large"),
         in_tensor(
-            "NoUnit", [](T& t) { t.set_unit_rows(0); }, "unit_rows"),
+            "NoUnit", [](T& tensor) { tensor.set_unit_rows(0); }, "unit_rows"),
         in_tensor(
-            "HugeUnit", [](T& t) { t.set_unit_rows(int64_t{1} << 60); }, "unit_rows"),
+            "HugeUnit", [](T& tensor) { tensor.set_unit_rows(int64_t{1} << 60); }, "unit_rows"),
         in_tensor(
-            "Transposed", [](T& t) { t.set_orientation(proto::Manifest::TRANSPOSED); },
+            "Transposed", [](T& tensor) { tensor.set_orientation(proto::Manifest::TRANSPOSED); },
             "transposed"),
         in_tensor(
-            "UnknownRole", [](T& t) { t.set_role(static_cast<proto::Manifest::Role>(9)); },
+            "UnknownRole",
+            [](T& tensor) { tensor.set_role(static_cast<proto::Manifest::Role>(9)); },
             "unknown role"),
         in_tensor(
-            "PartOutside", [](T& t) { t.mutable_parts(2)->set_rows(7); }, "lies outside"),
+            "PartOutside", [](T& tensor) { tensor.mutable_parts(2)->set_rows(7); }, "lies outside"),
         in_tensor(
             "PartOverflow",
-            [](T& t) { t.mutable_parts(0)->set_rows(std::numeric_limits<int64_t>::max()); },
+            [](T& tensor) {
+              tensor.mutable_parts(0)->set_rows(std::numeric_limits<int64_t>::max());
+            },
             "lies outside"),
         in_tensor(
-            "NoStates", [](T& t) { t.clear_states(); }, "the first state must be the weight"),
-        in_tensor(
-            "WeightNotFirst", [](T& t) { t.mutable_states()->SwapElements(0, 1); },
+            "NoStates", [](T& tensor) { tensor.clear_states(); },
             "the first state must be the weight"),
         in_tensor(
-            "StateTwice", [](T& t) { *t.add_states() = t.states(1); }, "a name of its own"),
+            "WeightNotFirst", [](T& tensor) { tensor.mutable_states()->SwapElements(0, 1); },
+            "the first state must be the weight"),
         in_tensor(
-            "StateNamedBadly", [](T& t) { t.mutable_states(1)->set_name("a/b"); },
+            "StateTwice", [](T& tensor) { *tensor.add_states() = tensor.states(1); },
+            "a name of its own"),
+        in_tensor(
+            "StateNamedBadly", [](T& tensor) { tensor.mutable_states(1)->set_name("a/b"); },
             "a name of its own"),
         in_tensor(
             "TooManyStates",
-            [](T& t) {
-              while (t.states_size() < 17) t.add_states();
+            [](T& tensor) {
+              while (tensor.states_size() < 17) tensor.add_states();
             },
             "too many states"),
         in_tensor(
-            "UnknownDType", [](T& t) { t.mutable_states(1)->set_dtype(proto::Manifest::UNKNOWN); },
+            "UnknownDType",
+            [](T& tensor) { tensor.mutable_states(1)->set_dtype(proto::Manifest::UNKNOWN); },
             "unknown dtype"),
         in_tensor(
-            "GroupOfNone", [](T& t) { t.mutable_states(3)->set_group(0); }, "groups"),
+            "GroupOfNone", [](T& tensor) { tensor.mutable_states(3)->set_group(0); }, "groups"),
         in_tensor(
-            "GroupCutByUnits", [](T& t) { t.mutable_states(3)->set_group(48); }, "groups")),
+            "GroupCutByUnits", [](T& tensor) { tensor.mutable_states(3)->set_group(48); },
+            "groups")),
     [](const auto& test_case) { return test_case.param.name; });
 
 TEST(HostilePayload, ThatIsNoMessageIsRefused) {

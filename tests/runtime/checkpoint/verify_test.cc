@@ -72,8 +72,9 @@ TEST_F(Verify, AFlippedBitInATensorNamesTheTensor) {
 }
 
 TEST_F(Verify, AFlippedBitAnywhereElseNamesTheFile) {
-  for (const std::string name :
-       {"manifest.pb", "manifest.json", "weights-00000.safetensors", "state-00001.safetensors"}) {
+  for (const std::string& name :
+       std::vector<std::string>{"manifest.pb", "manifest.json", "weights-00000.safetensors",
+                                "state-00001.safetensors"}) {
     const std::string bytes = read_text(step_ + "/" + name);
     const bool has_data = name.ends_with(".safetensors");
     const size_t end =
@@ -90,8 +91,9 @@ TEST_F(Verify, AFlippedBitAnywhereElseNamesTheFile) {
 }
 
 TEST_F(Verify, ShorterAndLongerFilesAreFound) {
-  for (const std::string name :
-       {"manifest.pb", "manifest.json", "weights-00001.safetensors", "state-00000.safetensors"}) {
+  for (const std::string& name :
+       std::vector<std::string>{"manifest.pb", "manifest.json", "weights-00001.safetensors",
+                                "state-00000.safetensors"}) {
     const auto cut = findings_after(name, [](std::string& text) { text.pop_back(); });
     ASSERT_FALSE(cut.empty()) << name;
     EXPECT_EQ(cut[0].file, name);
