@@ -99,7 +99,14 @@ void RunReporter::show_progress(int64_t step) {
 }
 
 void RunReporter::info(std::string_view line) { logger_->info(line); }
-void RunReporter::warning(std::string_view line) { logger_->warn(line); }
+// All ranks have the same warnings; people want them once.
+void RunReporter::warning(std::string_view line) {
+  if (rank_ == 0) {
+    logger_->warn(line);
+  } else {
+    logger_->debug("warning: {}", line);
+  }
+}
 void RunReporter::log_error(std::string_view line) { logger_->debug("error: {}", line); }
 
 }  // namespace flashshard

@@ -68,8 +68,8 @@ HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const Backward
 
 /// Gradients that one query tile of one head gives to and gets from the key tiles up to the
 /// diagonal.
-HWY_INLINE void attend_backward(const AttentionGeometry& g, const BackwardScratch& s,
-                                int64_t query_tile) {
+HWY_NOINLINE void attend_backward(const AttentionGeometry& g, const BackwardScratch& s,
+                                  int64_t query_tile) {
   std::fill(s.grad_query, s.grad_query + g.panel(), 0.0f);
   for (int64_t j = 0; j <= query_tile; ++j) {
     const int64_t panel = j * g.panel();
@@ -88,9 +88,9 @@ HWY_INLINE void attend_backward(const AttentionGeometry& g, const BackwardScratc
 }
 
 /// delta = rowsum(grad_output * output). Padded rows get lse = infinity, hence probability 0.
-HWY_INLINE void load_row_statistics(const AttentionBackward& call, const AttentionGeometry& g,
-                                    const BackwardScratch& s, int64_t first_row, int64_t rows,
-                                    int64_t head) {
+HWY_NOINLINE void load_row_statistics(const AttentionBackward& call, const AttentionGeometry& g,
+                                      const BackwardScratch& s, int64_t first_row, int64_t rows,
+                                      int64_t head) {
   const auto step = static_cast<int64_t>(lanes());
   for (int64_t r = 0; r < g.tile; ++r) {
     const float* grad_output = s.grad_output + r * g.padded_dim;

@@ -73,7 +73,7 @@ HWY_INLINE void update_probabilities(const AttentionGeometry& g, const ForwardSc
 }
 
 /// One query tile of one head against all key tiles up to the diagonal.
-HWY_INLINE void attend(const AttentionGeometry& g, const ForwardScratch& s, int64_t query_tile) {
+HWY_NOINLINE void attend(const AttentionGeometry& g, const ForwardScratch& s, int64_t query_tile) {
   std::fill(s.maximum, s.maximum + g.tile, -std::numeric_limits<float>::infinity());
   std::fill(s.sum, s.sum + g.tile, 0.0f);
   std::fill(s.output, s.output + g.panel(), 0.0f);
@@ -88,9 +88,9 @@ HWY_INLINE void attend(const AttentionGeometry& g, const ForwardScratch& s, int6
 }
 
 template <class T>
-HWY_INLINE void write_output(const AttentionForward& call, const AttentionGeometry& g,
-                             const ForwardScratch& s, int64_t first_row, int64_t rows,
-                             int64_t head) {
+HWY_NOINLINE void write_output(const AttentionForward& call, const AttentionGeometry& g,
+                               const ForwardScratch& s, int64_t first_row, int64_t rows,
+                               int64_t head) {
   for (int64_t r = 0; r < rows; ++r) {
     const auto inverse = broadcast(1.0f / s.sum[r]);
     const float* from = s.output + r * g.padded_dim;

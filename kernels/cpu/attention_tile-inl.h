@@ -64,8 +64,8 @@ HWY_INLINE void multiply_registers(LeftOperand a, const float* HWY_RESTRICT b, i
 
 /// c (rows, columns) (+)= a (rows, depth) * b (depth, columns); rows a multiple of 8, columns of
 /// 16; b and c contiguous.
-HWY_INLINE void multiply_tile(LeftOperand a, const float* b, float* c, int64_t rows,
-                              int64_t columns, int64_t depth, bool accumulate) {
+static HWY_NOINLINE void multiply_tile(LeftOperand a, const float* b, float* c, int64_t rows,
+                                       int64_t columns, int64_t depth, bool accumulate) {
   const auto width = static_cast<int64_t>(lanes());
   int64_t column = 0;
   for (; column + 2 * width <= columns; column += 2 * width) {
@@ -92,8 +92,8 @@ struct HeadRows {
 
 /// panel (tile, padded_dim) = head * scale, zero where there is no element.
 template <class T>
-HWY_INLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float scale,
-                     float* panel) {
+HWY_NOINLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float scale,
+                       float* panel) {
   const auto factor = broadcast(scale);
   for (int64_t r = 0; r < g.tile; ++r) {
     float* to = panel + r * g.padded_dim;
@@ -111,8 +111,8 @@ HWY_INLINE void pack(HeadRows<const T> head, const AttentionGeometry& g, float s
 
 /// head = panel * scale, rounded once.
 template <class T>
-HWY_INLINE void unpack(const float* panel, const AttentionGeometry& g, float scale,
-                       HeadRows<T> head) {
+HWY_NOINLINE void unpack(const float* panel, const AttentionGeometry& g, float scale,
+                         HeadRows<T> head) {
   const auto factor = broadcast(scale);
   for (int64_t r = 0; r < std::min(g.tile, head.rows); ++r) {
     const float* from = panel + r * g.padded_dim;
@@ -124,8 +124,8 @@ HWY_INLINE void unpack(const float* panel, const AttentionGeometry& g, float sca
 }
 
 /// to (columns, rows) = from (rows, columns) transposed; both multiples of 4.
-HWY_INLINE void transpose(const float* HWY_RESTRICT from, int64_t rows, int64_t columns,
-                          float* HWY_RESTRICT to) {
+static HWY_NOINLINE void transpose(const float* HWY_RESTRICT from, int64_t rows, int64_t columns,
+                                   float* HWY_RESTRICT to) {
 #if HWY_TARGET == HWY_SCALAR
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];

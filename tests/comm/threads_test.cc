@@ -103,6 +103,10 @@ struct Mismatch {
   Pending (*start)(Communicator&, std::vector<std::byte>& buffer);
 };
 
+std::ostream& operator<<(std::ostream& out, const Mismatch& mismatch) {
+  return out << mismatch.name;
+}
+
 class MismatchedSizes : public testing::TestWithParam<Mismatch> {};
 
 TEST_P(MismatchedSizes, EndTheCall) {

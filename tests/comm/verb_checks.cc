@@ -7,6 +7,10 @@
 #include <optional>
 #include <string>
 
+namespace flashshard {
+std::ostream& operator<<(std::ostream& out, Verb verb) { return out << test::name_of(verb); }
+}  // namespace flashshard
+
 namespace flashshard::test {
 
 namespace {

@@ -11,6 +11,10 @@
 #include "comm/call.h"
 #include "comm/communicator.h"
 
+namespace flashshard {
+std::ostream& operator<<(std::ostream& out, Verb verb);  // in the names of tests
+}  // namespace flashshard
+
 namespace flashshard::test {
 
 /// `run` is called by every rank, collectively; expectations are GoogleTest's.

@@ -248,9 +248,13 @@ TEST_F(Runs, EndWithCodeSevenWhenGradientsStayNonFinite) {
     engine.state().weight(0).as<uint16_t>()[communicator.rank() == 0 ? ' ' * 32 : 255 * 32] =
         0x7fc0;
     std::optional<RunFolder> folder;
-    if (communicator.rank() == 0) folder.emplace(RunFolder::create(poisoned.run().dir()));
-    communicator.barrier().wait("a barrier");
-    if (communicator.rank() == 1) folder.emplace(RunFolder::join(poisoned.run().dir(), {}));
+    RunTicket ticket = {};
+    if (communicator.rank() == 0) {
+      folder.emplace(RunFolder::create(poisoned.run().dir()));
+      ticket = folder->ticket();
+    }
+    communicator.broadcast(std::as_writable_bytes(std::span(ticket)), 0).wait("the ticket");
+    if (communicator.rank() == 1) folder.emplace(RunFolder::join(poisoned.run().dir(), ticket));
     RunReporter reporter(*folder, communicator.rank());
     RunProgress progress;
     progress.step = 1;
