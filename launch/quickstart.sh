@@ -46,7 +46,8 @@ fi
 
 step "train on $ranks ranks"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-mpirun -n "$ranks" --oversubscribe build/flashshard train --config launch/configs/quickstart.textproto \
+# Unbound: a rank with several threads must not be tied to one core.
+mpirun -n "$ranks" --oversubscribe --bind-to none build/flashshard train --config launch/configs/quickstart.textproto \
   --set run.dir="$run_dir" "${settings[@]}"
 
 step "the checkpoint"

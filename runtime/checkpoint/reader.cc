@@ -47,8 +47,9 @@ void CheckpointReader::read(std::span<const RowsWanted> wanted) const {
   std::vector<RowsWanted> weights;
   std::vector<RowsWanted> states;
   for (const RowsWanted& rows : wanted) {
+    if (rows.rows.count == 0) continue;
     check_wanted(manifest_.schema, rows);
-    if (rows.rows.count > 0) (rows.state == 0 ? weights : states).push_back(rows);
+    (rows.state == 0 ? weights : states).push_back(rows);
   }
   for (int rank = 0; rank < manifest_.schema.layout.world_size(); ++rank) {
     read_from(FileKind::kWeights, rank, weights);

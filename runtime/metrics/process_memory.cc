@@ -1,6 +1,7 @@
 // proc(5) prints "VmRSS:	    1234 kB" and means KiB.
 #include "runtime/metrics/process_memory.h"
 
+#include <algorithm>
 #include <charconv>
 #include <string>
 

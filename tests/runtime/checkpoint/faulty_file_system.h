@@ -23,15 +23,16 @@ class FaultyFileSystem final : public FileSystem {
   size_t longest_write = 0;
 
   int create(const std::string& path) override {
-    return opened(path, before("create", path, [&] { return real_.create(path); }));
+    return opened(path, true, before("create", path, [&] { return real_.create(path); }));
   }
   int open(const std::string& path) override {
-    return opened(path, before("open", path, [&] { return real_.open(path); }));
+    return opened(path, false, before("open", path, [&] { return real_.open(path); }));
   }
   int close(int file) override {
     // The descriptor is given back even when the call fails, as on Linux.
+    const auto [path, written] = known(file);
     const int status = real_.close(file);
-    return before("close", path_of(file), [&] { return status; });
+    return before(written ? "close" : "close_read", path, [&] { return status; });
   }
   int64_t write(int file, std::span<const std::byte> bytes) override {
     if (longest_write > 0) bytes = bytes.first(std::min(longest_write, bytes.size()));
@@ -75,20 +76,25 @@ class FaultyFileSystem final : public FileSystem {
     const int error = fault_(name, path);
     return error != 0 ? -error : call();
   }
-  int opened(const std::string& path, int file) {
+  struct Known {
+    std::string path;
+    bool written = false;
+  };
+  int opened(const std::string& path, bool written, int file) {
     const std::lock_guard lock(mutex_);
-    if (file >= 0) paths_[file] = path;
+    if (file >= 0) files_[file] = {path, written};
     return file;
   }
-  std::string path_of(int file) {
+  Known known(int file) {
     const std::lock_guard lock(mutex_);
-    return paths_[file];
+    return files_[file];
   }
+  std::string path_of(int file) { return known(file).path; }
 
   Fault fault_;
   FileSystem& real_ = posix_file_system();
   std::mutex mutex_;
-  std::map<int, std::string> paths_;
+  std::map<int, Known> files_;
 };
 
 }  // namespace flashshard::checkpoint::test

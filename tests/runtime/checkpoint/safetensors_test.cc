@@ -193,7 +193,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadFile{"SevenBytes", "1234567", "shorter than its header's length"},
         BadFile{"HeaderBeyondTheFile", with_length("{}").substr(0, 9), "in a file of 9"},
         BadFile{"HeaderAsLongAsCanBe", std::string(8, '\xff') + "{}", "more than 100000000"},
-        BadFile{"HeaderOf101MB", std::string("\x40\x0d\x05\x06\0\0\0\0{}", 10), "a header of 101"},
+        BadFile{"HeaderOf101MB", std::string("\x40\x23\x05\x06\0\0\0\0{}", 10), "a header of 101"},
         BadFile{"NoHeader", std::string(8, '\0'), "begin with '{'"},
         BadFile{"DataMissing", with_length(tensor(kGood), "123"), "3 bytes of data"}),
     [](const auto& test_case) { return test_case.param.name; });
