@@ -1,5 +1,5 @@
 # Build options, language level and warnings: what every target of the project shares.
-set(FLASHSHARD_CUDA AUTO CACHE STRING "Build the CUDA backend: OFF, ON (fail without a toolkit), AUTO (when nvcc is found)")
+set(FLASHSHARD_CUDA AUTO CACHE STRING "Use the CUDA toolkit: OFF, ON (fail without one), AUTO (when it is found)")
 set_property(CACHE FLASHSHARD_CUDA PROPERTY STRINGS OFF ON AUTO)
 option(FLASHSHARD_MPI "Build the MPI transport; without it only in-process ranks exist" ON)
 option(FLASHSHARD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})

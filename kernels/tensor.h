@@ -52,7 +52,11 @@ struct Tensor {
   size_t bytes() const { return static_cast<size_t>(elements()) * size_of(dtype); }
   int64_t rows() const { return rank == 0 ? 0 : shape[0]; }
   /// Elements of one row: the product of all dimensions but the first.
-  int64_t cols() const { return rows() == 0 ? 0 : elements() / rows(); }
+  int64_t cols() const {
+    int64_t n = rows() == 0 ? 0 : 1;
+    for (int i = 1; i < rank; ++i) n *= shape[static_cast<size_t>(i)];
+    return n;
+  }
 
   template <class T>
   T* as() const {

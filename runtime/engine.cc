@@ -107,6 +107,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   const DType gradient = accumulates_ ? DType::kFP32 : model_options_.dtype;
   allocate_gradients(gradient);
   std::vector<Tensor> weights;
+  weights.reserve(static_cast<size_t>(layout_->tensors()));
   for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
   model_->bind(weights, gradients_);
 

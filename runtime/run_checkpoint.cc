@@ -19,7 +19,7 @@ constexpr const char* kDataFingerprint = "data_fingerprint";
 std::optional<std::string> RunCheckpoint::choose(const std::string& mode) const {
   const std::string folder = folder_.checkpoints_directory().string();
   if (mode != "auto" && mode != "never") return checkpoint::resolve(mode);
-  const auto newest = checkpoint::find_latest_complete(folder);
+  auto newest = checkpoint::find_latest_complete(folder);
   if (newest && mode == "never") {
     throw Error(ExitCode::kUsage, "--resume never, but this run folder holds a checkpoint", *newest,
                 "choose another run.dir, or resume with --resume auto");

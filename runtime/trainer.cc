@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/cuda/device.h"
 #include "optim/schedule.h"
 #include "runtime/agreement.h"
 #include "runtime/config/run_config.h"
@@ -248,6 +249,9 @@ void Trainer::announce() {
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
   report_memory(true);
+  if (const auto device = visible_cuda_device()) {
+    reporter_.info(fmt::format("{} is visible; this version computes on the CPU", device->name));
+  }
 }
 
 void Trainer::report_memory(bool show) {

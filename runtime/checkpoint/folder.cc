@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <exception>
 #include <random>
 
 #include "runtime/agreement.h"
@@ -138,16 +139,14 @@ void check_shared_folder(const std::string& folder, Communicator& communicator,
     }
   });
   // The vote is a barrier as well: nobody looks any more when rank 0 removes the file.
-  std::optional<Error> refused;
+  std::exception_ptr refused;
   try {
     agree(communicator, seen, what);
-  } catch (const CommunicationError&) {
-    throw;
-  } catch (const Error& error) {
-    refused = error;
+  } catch (const AgreedError&) {
+    refused = std::current_exception();
   }
   if (communicator.rank() == 0) file_system.remove_file(nonce);
-  if (refused) throw *refused;
+  if (refused) std::rethrow_exception(refused);
 }
 
 }  // namespace flashshard::checkpoint

@@ -76,8 +76,13 @@ TEST_P(FaultAtEveryCall, LeavesThePreviousCheckpointWholeAndTellsAllRanks) {
     std::vector<SaveResult> results(kRanks);
     const auto errors = errors_of_ranks(kRanks, [&](Communicator& communicator) {
       FileSystem& mine = communicator.rank() == fault.rank ? faulty : posix_file_system();
-      results[static_cast<size_t>(communicator.rank())] =
-          save_sample(folder, 20, communicator, 20, mine, 1);
+      try {
+        results[static_cast<size_t>(communicator.rank())] =
+            save_sample(folder, 20, communicator, 20, mine, 1);
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), fault.code);
+        throw;
+      }
     });
     failed_calls.insert(failing.failed_call());
 
