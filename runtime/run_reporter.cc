@@ -51,6 +51,8 @@ void RunReporter::memory(const RunFolder& folder, std::span<const metrics::RankM
   metrics::write_memory_json(folder.memory_path(), ranks, parameters);
   if (!show) return;
   info(metrics::memory_table(ranks[0].predicted, ranks[0].tagged, parameters));
+  info(fmt::format("seen from outside: resident memory grew by {} since before the first arena",
+                   metrics::format_bytes(ranks[0].seen_from_outside)));
 }
 
 void RunReporter::step(const metrics::StepMetrics& step) {

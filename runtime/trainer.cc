@@ -135,13 +135,15 @@ class Trainer {
   StepReport compute_gradients();
   StepReport exchange(const RankReport& own);
   void one_step();
-  double validate(int64_t step);
+  double validate();
   void count_skip(const StepOutcome& outcome);
   void save();
   bool last() const { return progress_.step >= config_.train().steps(); }
   bool due(int64_t every) const { return every > 0 && progress_.step % every == 0; }
   void set_status(metrics::RunState state);
-  ExitCode finish(StopCause stop);
+  void summarize();
+  std::string outcome_of_run() const;
+  ExitCode finish();
 
   Communicator& communicator_;
   proto::RunConfig config_;
@@ -192,10 +194,17 @@ ExitCode Trainer::run() {
                          std::span<int32_t> targets) {
     sampler_->fill(first, count, inputs, targets);
   };
-  if (!last()) prefetcher_ = std::make_unique<data::Prefetcher>(std::move(prefetch));
+  if (last()) {
+    reporter_.info(
+        fmt::format("nothing left to do: the run has all its {} steps; raise train.steps to go on",
+                    config_.train().steps()));
+    return finish();
+  }
+  prefetcher_ = std::make_unique<data::Prefetcher>(std::move(prefetch));
   clock_ = Stopwatch();
   while (!last() && stop_ == StopCause::kNone) one_step();
-  return finish(stop_);
+  summarize();
+  return finish();
 }
 
 void Trainer::open_data() {
@@ -342,8 +351,9 @@ void Trainer::one_step() {
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
   line.skipped_steps = progress_.skipped_steps;
-  if (last() || due(config_.train().validate_every()))
-    line.validation_loss = validate(progress_.step);
+  if (validation_data_ && (last() || due(config_.train().validate_every()))) {
+    line.validation_loss = validate();
+  }
   reporter_.step(line);
   count_skip(outcome);
   set_status(metrics::RunState::kRunning);
@@ -370,14 +380,13 @@ void Trainer::count_skip(const StepOutcome& outcome) {
                                 consecutive_skips_, progress_.step));
 }
 
-double Trainer::validate(int64_t step) {
-  if (!validation_data_) return std::numeric_limits<double>::quiet_NaN();
+double Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
                                   config_.train().validation_sequences()};
   const Evaluation result = evaluate(communicator_, engine_->model(), *validation_data_, request);
   validation_loss_ = result.mean_loss();
-  reporter_.validation(step, *validation_loss_,
+  reporter_.validation(progress_.step, *validation_loss_,
                        static_cast<double>(result.tokens) / watch.seconds());
   return *validation_loss_;
 }
@@ -395,10 +404,9 @@ void Trainer::set_status(metrics::RunState state) {
   status_.set(status);
 }
 
-ExitCode Trainer::finish(StopCause stop) {
-  report_memory(false);
+void Trainer::summarize() {
   metrics::RunSummary summary;
-  summary.outcome = stop == StopCause::kNone ? "done" : fmt::format("stopped by {}", name_of(stop));
+  summary.outcome = outcome_of_run();
   summary.steps = progress_.step;
   summary.skipped_steps = progress_.skipped_steps;
   summary.tokens = progress_.tokens;
@@ -409,15 +417,22 @@ ExitCode Trainer::finish(StopCause stop) {
   summary.peak_bytes = peak_bytes_;
   summary.checkpoint = checkpoint_;
   reporter_.summary(summary);
+}
 
-  const ExitCode code = stop == StopCause::kNone ? ExitCode::kDone : ExitCode::kStopped;
+std::string Trainer::outcome_of_run() const {
+  return stop_ == StopCause::kNone ? "done" : fmt::format("stopped by {}", name_of(stop_));
+}
+
+ExitCode Trainer::finish() {
+  report_memory(false);
+  const ExitCode code = stop_ == StopCause::kNone ? ExitCode::kDone : ExitCode::kStopped;
   metrics::RankStatus status;
-  status.state = stop == StopCause::kNone ? metrics::RunState::kDone : metrics::RunState::kStopped;
+  status.state = stop_ == StopCause::kNone ? metrics::RunState::kDone : metrics::RunState::kStopped;
   status.exit_code = code;
-  status.reason = stop == StopCause::kNone ? "" : summary.outcome;
+  status.reason = stop_ == StopCause::kNone ? "" : outcome_of_run();
   status.last_step = progress_.step;
   status_.set(status);
-  if (stop != StopCause::kNone) stop_signal_.honoured();
+  if (stop_ != StopCause::kNone) stop_signal_.honoured();
   return code;
 }
 
