@@ -58,14 +58,7 @@ void RunReporter::memory(const RunFolder& folder, std::span<const metrics::RankM
 void RunReporter::step(const metrics::StepMetrics& step) {
   if (rank_ != 0) return;
   metrics_->append(step);
-  std::vector<metrics::ScalarValue> scalars = {
-      {"loss", step.loss},
-      {"grad_norm", step.grad_norm},
-      {"learning_rate", step.learning_rate},
-      {"tokens_per_second", step.tokens_per_second},
-      {"skipped_steps", static_cast<double>(step.skipped_steps)}};
-  if (step.validation_loss) scalars.push_back({"validation_loss", *step.validation_loss});
-  events_->add_scalars(step.step, scalars);
+  events_->add_scalars(step.step, metrics::tensorboard_scalars(step));
   if (step.step % config_.train().log_every() == 0 || step.step == config_.train().steps()) {
     metrics::StepLine line;
     line.step = step.step;
