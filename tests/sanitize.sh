@@ -8,6 +8,8 @@ cmake --preset asan -DFLASHSHARD_COVERAGE=ON -DFLASHSHARD_BENCHMARKS=OFF -DCMAKE
 cmake --build build-asan -j "$(nproc)"
 find build-asan -name '*.gcda' -delete
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+# Running out of memory is tested: let allocations fail instead of ending the process.
+export ASAN_OPTIONS=allocator_may_return_null=1
 # Open MPI keeps memory to the end of the process; leaks are looked for in everything that runs without it.
 ctest --test-dir build-asan --output-on-failure -j "$(nproc)" -LE 'mpirun|endtoend'
 gcovr --root . --object-directory build-asan --filter '(kernels|comm|optim|runtime|launch)/' --exclude-throw-branches \

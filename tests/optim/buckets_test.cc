@@ -40,6 +40,10 @@ struct Case {
   int64_t bucket_bytes;
 };
 
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.world_size << " ranks, buckets of " << c.bucket_bytes;
+}
+
 class Plans : public testing::TestWithParam<Case> {};
 
 TEST_P(Plans, CarryEveryRowOfEveryRankExactlyOnce) {

@@ -43,8 +43,8 @@ std::vector<ParameterSpec> parameters() {
 // A gradient that differs by (step, rank, tensor, element), exponents spread over 2^+-12: N(0, 1)
 // data hides wrong orders.
 float gradient_value(int step, int rank, int tensor, int64_t element) {
-  uint64_t h = 0x9e3779b97f4a7c15ull *
-               static_cast<uint64_t>(((step * 31 + rank) * 37 + tensor) * 100003 + element + 1);
+  uint64_t h = static_cast<uint64_t>((step * 31 + rank) * 37 + tensor);
+  h = (h << 32 | static_cast<uint64_t>(element + 1)) * 0x9e3779b97f4a7c15ull;
   h ^= h >> 29;
   h *= 0xbf58476d1ce4e5b9ull;
   h ^= h >> 32;
@@ -64,6 +64,18 @@ struct RunShape {
   double clip_norm = 1.0;
   int64_t tokens = 10;  // of each contributing rank
 };
+
+// The tests' names: bytes of padding would make them differ from run to run.
+void PrintTo(const RunShape& shape, std::ostream* out) {
+  *out << shape.world_size << " ranks, buckets of " << shape.bucket_bytes << ", "
+       << (shape.weight == WeightFormat::kFP32      ? "fp32"
+           : shape.weight == WeightFormat::kSplit32 ? "32 bits"
+           : shape.weight == WeightFormat::kSplit24 ? "24 bits"
+                                                    : "bf16")
+       << (shape.state == StateFormat::kFP32 ? ", fp32 state" : "")
+       << (shape.gradient == DType::kFP32 ? ", fp32 gradient" : "");
+  if (shape.contributors > 0) *out << ", " << shape.contributors << " contributors";
+}
 
 /// One rank's run; the gradient of (step, tensor) comes from `fill`.
 class Rank {
@@ -221,15 +233,16 @@ INSTANTIATE_TEST_SUITE_P(
     Worlds, Zero1,
     testing::Values(
         RunShape{.world_size = 1}, RunShape{.world_size = 2},
-        RunShape{.world_size = 3, .bucket_bytes = 4096}, RunShape{.world_size = 4, .bucket_bytes = 100},
-        RunShape{.world_size = 7},
+        RunShape{.world_size = 3, .bucket_bytes = 4096},
+        RunShape{.world_size = 4, .bucket_bytes = 100}, RunShape{.world_size = 7},
         RunShape{.world_size = 2, .state = StateFormat::kFP32, .weight = WeightFormat::kSplit32},
         RunShape{.world_size = 3, .state = StateFormat::kFP32, .weight = WeightFormat::kBF16},
         RunShape{.world_size = 3,
-              .state = StateFormat::kFP32,
-              .weight = WeightFormat::kFP32,
-              .gradient = DType::kFP32},
-        RunShape{.world_size = 3, .gradient = DType::kFP32}, RunShape{.world_size = 4, .contributors = 3},
+                 .state = StateFormat::kFP32,
+                 .weight = WeightFormat::kFP32,
+                 .gradient = DType::kFP32},
+        RunShape{.world_size = 3, .gradient = DType::kFP32},
+        RunShape{.world_size = 4, .contributors = 3},
         RunShape{.world_size = 3, .contributors = 1}));
 
 TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {

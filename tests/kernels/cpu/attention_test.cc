@@ -95,7 +95,7 @@ TEST_P(Attention, BackwardWritesTheGradientsOfQueriesKeysAndValues) {
         dtype() == DType::kBF16 ? Tolerance{0.0045, 0.04} : Tolerance{2e-5, 2e-5};
     expect_gradient(
         grad_qkv.values(), [&](const Values& v) { return dot(attention(s, v).out, upstream); },
-        arrays.qkv.values(), allowed, "grad_qkv", 60);
+        arrays.qkv.values(), allowed, "grad_qkv", 30);
   }
 }
 

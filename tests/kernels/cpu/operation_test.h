@@ -165,7 +165,7 @@ inline Values at(const Values& values, const std::vector<size_t>& coordinates) {
 
 /// `gradient` agrees with finite differences of the float64 reference.
 inline void expect_gradient(const Values& gradient, const Function& function, const Values& point,
-                            Tolerance tolerance, const std::string& what, size_t samples = 120) {
+                            Tolerance tolerance, const std::string& what, size_t samples = 50) {
   const std::vector<size_t> coordinates = spread(point.size(), samples);
   expect_close(at(gradient, coordinates), numerical_gradient(function, point, coordinates),
                tolerance, what);
