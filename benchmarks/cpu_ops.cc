@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/error.h"
 #include "kernels/numerics/bf16.h"
 
 namespace {
@@ -41,16 +42,28 @@ struct Settings {
 
 Settings parse(int argc, char** argv) {
   Settings settings;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string name = std::string(argv[i]).substr(2);
-    const std::string_view value = argv[i + 1];
-    if (name == "gemm") {
+  for (int i = 1; i < argc; i += 2) {
+    const std::string option = argv[i];
+    const std::string value = i + 1 < argc ? argv[i + 1] : "";
+    const auto number =
+        option.starts_with("--") ? settings.number.find(option.substr(2)) : settings.number.end();
+    if (option == "--gemm" && (value == "openblas" || value == "auto")) {
       settings.gemm = value == "openblas" ? GemmLibrary::kOpenBlas : GemmLibrary::kAuto;
-    } else if (name == "dtype") {
+    } else if (option == "--dtype" && (value == "fp32" || value == "bf16")) {
       settings.dtype = value == "fp32" ? DType::kFP32 : DType::kBF16;
+    } else if (number != settings.number.end() && std::atoll(value.c_str()) > 0) {
+      number->second = std::atoll(value.c_str());
     } else {
-      settings.number.at(name) = std::atoll(argv[i + 1]);
+      throw Error(ExitCode::kUsage, fmt::format("{} {} is not understood", option, value), "",
+                  "the options stand at the top of benchmarks/cpu_ops.cc");
     }
+  }
+  if (settings["hidden"] % settings["heads"] != 0 ||
+      settings["hidden"] / settings["heads"] % 2 != 0 ||
+      settings["heads"] % settings["kv-heads"] != 0 ||
+      settings["tokens"] % settings["sequence"] != 0) {
+    throw Error(ExitCode::kUsage, "the sizes do not divide", "",
+                "hidden by heads (an even head), heads by kv-heads, tokens by sequence");
   }
   return settings;
 }

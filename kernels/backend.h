@@ -48,8 +48,9 @@ struct EmbeddingBackward {
   Tensor tokens;      // (T) int32
 };
 
-/// sum = x + delta; out = sum / rms(sum) * weight, rms = sqrt(mean(sum^2) + epsilon). The stored (rounded) sum is what is
-/// normalised, so a second call on it alone gives the same bits: backward recomputes `out` instead of keeping it.
+/// sum = x + delta; out = sum / rms(sum) * weight, rms = sqrt(mean(sum^2) + epsilon). The stored
+/// (rounded) sum is what is normalised, so a second call on it alone gives the same bits: backward
+/// recomputes `out` instead of keeping it.
 struct RmsNormForward {
   Tensor out;          // (T, H)
   Tensor inverse_rms;  // (T) fp32

@@ -1,5 +1,6 @@
 // Errors of the whole project: what went wrong, where, and what to do about it.
-// Every error ends as one clear line and the exit code below (docs/exit-codes.md); none ends as a hang.
+// Every error ends as one clear line and the exit code below (docs/exit-codes.md); none ends as a
+// hang.
 #pragma once
 
 #include <stdexcept>
@@ -23,7 +24,8 @@ enum class ExitCode : int {
 
 class Error : public std::runtime_error {
  public:
-  /// One line is made of the three: "`what` (`where`). Hint: `hint`"; an empty `where` or `hint` is left out.
+  /// One line is made of the three: "`what` (`where`). Hint: `hint`"; an empty `where` or `hint` is
+  /// left out.
   Error(ExitCode code, const std::string& what, const std::string& where = {},
         const std::string& hint = {})
       : std::runtime_error(what + (where.empty() ? "" : " (" + where + ")") +

@@ -66,8 +66,7 @@ struct Tensor {
   Tensor row_range(int64_t first, int64_t count) const {
     assert(first >= 0 && count >= 0 && first + count <= rows());
     Tensor t = *this;
-    t.data = static_cast<std::byte*>(data) +
-             static_cast<size_t>(first * cols()) * size_of(dtype);
+    t.data = static_cast<std::byte*>(data) + static_cast<size_t>(first * cols()) * size_of(dtype);
     t.shape[0] = count;
     return t;
   }

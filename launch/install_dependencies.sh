@@ -12,7 +12,7 @@ packages=(build-essential cmake ninja-build pkg-config git
 for option in "$@"; do
   case "$option" in
     --tests) packages+=(libgtest-dev libgmock-dev python3) ;;
-    --lint) packages+=(clang-format clang-tidy gcovr) ;;
+    --lint) packages+=(clang-format clang-tidy) ;;
     *) echo "install_dependencies.sh: unknown option $option (--tests, --lint)" >&2; exit 2 ;;
   esac
 done

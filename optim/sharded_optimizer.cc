@@ -109,7 +109,8 @@ void ShardedOptimizer::reduce(const Bucket& bucket) {
     call.contributors = contributors;
     FoldReduction reduction(communicator_, backend_);
     reduction.start(call);
-    reduction.finish(fmt::format("waiting for the reduction of the gradients of layer {}", bucket.layer));
+    reduction.finish(
+        fmt::format("waiting for the reduction of the gradients of layer {}", bucket.layer));
   }
   backend_.exact_norm({own, limbs_, &nonfinite_groups_});
 }
@@ -134,7 +135,8 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   std::copy(limbs_.begin(), limbs_.end(), agreed.begin());
   agreed[10] = nonfinite_groups_;
   agreed[11] = local_tokens;
-  communicator_.all_reduce(agreed, ReduceOp::kSum).wait("waiting for the reduction of the gradient norm");
+  communicator_.all_reduce(agreed, ReduceOp::kSum)
+      .wait("waiting for the reduction of the gradient norm");
   std::copy_n(agreed.begin(), 10, limbs_.begin());
 
   StepOutcome outcome;

@@ -70,7 +70,8 @@ class ShardedOptimizer {
   /// Applied updates: bias correction and rounding keys count these. Stored in checkpoints.
   uint64_t updates() const { return updates_; }
   void set_updates(uint64_t updates) { updates_ = updates; }
-  /// Groups of 32 on this rank that an update left untouched since construction, their new values being outside the format.
+  /// Groups of 32 on this rank that an update left untouched since construction, their new values
+  /// being outside the format.
   int64_t rejected_groups() const { return rejected_groups_; }
 
   const BucketPlan& buckets() const { return plan_; }

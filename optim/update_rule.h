@@ -52,7 +52,8 @@ struct StepFactors {
   double learning_rate = 0;
   double gradient_factor = 1;  // clip coefficient / global token count
   uint64_t t = 0;              // applied updates, this one included (bias correction, rounding key)
-  /// Host memory, added to: groups of 32 left untouched because a new value lay outside the format's domain. May be null.
+  /// Host memory, added to: groups of 32 left untouched because a new value lay outside the
+  /// format's domain. May be null.
   int64_t* rejected_groups = nullptr;
 };
 

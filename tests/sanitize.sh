@@ -12,5 +12,4 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 export ASAN_OPTIONS=allocator_may_return_null=1
 # Open MPI keeps memory to the end of the process; leaks are looked for in everything that runs without it.
 ctest --test-dir build-asan --output-on-failure -j "$(nproc)" -LE 'mpirun|endtoend'
-gcovr --root . --object-directory build-asan --filter '(kernels|comm|optim|runtime|launch)/' --exclude-throw-branches \
-  --exclude-unreachable-branches --print-summary --fail-under-line "$minimum" -j "$(nproc)"
+tests/coverage.py build-asan --fail-under "$minimum"

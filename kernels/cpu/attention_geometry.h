@@ -15,12 +15,12 @@ struct AttentionGeometry {
   explicit AttentionGeometry(const AttentionShape& shape)
       : sequence_length(shape.sequence_length),
         head_dim(shape.head_dim),
-        padded_dim((shape.head_dim + 15) / 16 * 16),
+        padded_dim((head_dim + 15) / 16 * 16),
         tile(std::min(kLargestTile, (shape.sequence_length + 15) / 16 * 16)),
         tiles((shape.sequence_length + tile - 1) / tile),
         group(shape.heads / shape.kv_heads),
         query_width(int64_t{shape.heads} * shape.head_dim),
-        qkv_width((int64_t{shape.heads} + 2 * shape.kv_heads) * shape.head_dim) {}
+        qkv_width((shape.heads + int64_t{2} * shape.kv_heads) * shape.head_dim) {}
 
   int64_t panel() const { return tile * padded_dim; }  // elements of a head's tile
   int64_t square() const { return tile * tile; }       // elements of a tile of scores

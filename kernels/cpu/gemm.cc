@@ -195,6 +195,7 @@ void Gemm::run(const MatMul& call, Workspace workspace, ThreadPool& pool) {
     return;
   }
   std::vector<Panels> panels;
+  panels.reserve(threads_);
   std::vector<int64_t> column_in_panel(static_cast<size_t>(pool.threads()), -1);
   for (int p = 0; p < pool.threads(); ++p) panels.emplace_back(call, shape, workspace);
   pool.run(shape.tasks(), [&](int64_t task, int participant) {

@@ -8,7 +8,12 @@
 #include "operation_test.h"
 
 // An allocation that cannot succeed is part of what is tested here.
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" const char* __asan_default_options() {  // NOLINT(bugprone-reserved-identifier)
+  return "allocator_may_return_null=1";
+}
+extern "C" const char* __tsan_default_options() {  // NOLINT(bugprone-reserved-identifier)
+  return "allocator_may_return_null=1";
+}
 
 namespace flashshard::test {
 namespace {

@@ -19,7 +19,7 @@ struct Shape {
 // Single elements, odd sizes, several row blocks, column blocks, many row blocks, several depth
 // blocks.
 constexpr Shape kShapes[] = {{1, 1, 1},     {5, 7, 3},    {130, 70, 33},
-                             {20, 600, 40}, {2100, 9, 5}, {140, 20, 1100}};
+                             {20, 600, 40}, {2100, 9, 5}, {130, 5, 1100}};
 
 /// Storage of a matrix (rows, columns), transposed or not.
 Array stored(Random& random, DType dtype, int64_t rows, int64_t columns, bool transposed) {
