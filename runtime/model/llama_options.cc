@@ -99,7 +99,8 @@ void validate(const LlamaOptions& o) {
 
 std::vector<ParameterSpec> llama_parameters(const LlamaOptions& o) {
   std::vector<ParameterSpec> list;
-  list.reserve(static_cast<size_t>(llama_block_tensor(o.layers + 1) + 2));
+  const int most = llama_block_tensor(o.layers + 1) + 2;  // with final norm and head
+  list.reserve(static_cast<size_t>(most));
   list.push_back(embedding("model.embed_tokens.weight", o, 0));
   if (o.tied_embeddings) list.back().tied_names = {"lm_head.weight"};
   for (int layer = 1; layer <= o.layers; ++layer) append_block(o, layer, list);
