@@ -44,7 +44,7 @@ RopeScaling rope_scaling(const proto::ModelSection& m) {
           .factor = m.rope_scaling_factor(),
           .low_frequency_factor = m.rope_low_frequency_factor(),
           .high_frequency_factor = m.rope_high_frequency_factor(),
-          .original_max_position_embeddings = m.rope_original_max_position_embeddings()};
+          .original_positions = m.rope_original_positions()};
 }
 
 ShardLayout make_layout(const UpdateRule& rule, const std::vector<ParameterSpec>& parameters,

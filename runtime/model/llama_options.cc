@@ -94,8 +94,8 @@ void require_scaling(const RopeScaling& s) {
           fmt::format("{} is not between 0 and rope_high_frequency_factor {}",
                       s.low_frequency_factor, s.high_frequency_factor),
           "give e.g. 1 and 4");
-  require(s.original_max_position_embeddings > 0, "rope_original_max_position_embeddings",
-          fmt::format("{} is out of range", s.original_max_position_embeddings),
+  require(s.original_positions > 0, "rope_original_positions",
+          fmt::format("{} is out of range", s.original_positions),
           "give the positions that the model was first trained on, e.g. 8192");
 }
 

@@ -9,8 +9,8 @@ namespace flashshard {
 namespace {
 
 double scaled(double frequency, const RopeScaling& scaling) {
-  const double turns = static_cast<double>(scaling.original_max_position_embeddings) * frequency /
-                       (2 * std::numbers::pi);
+  const double turns =
+      static_cast<double>(scaling.original_positions) * frequency / (2 * std::numbers::pi);
   const double kept = std::clamp((turns - scaling.low_frequency_factor) /
                                      (scaling.high_frequency_factor - scaling.low_frequency_factor),
                                  0.0, 1.0);

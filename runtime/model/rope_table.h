@@ -17,7 +17,7 @@ struct RopeScaling {
   double factor = 8;  // >= 1
   double low_frequency_factor = 1;
   double high_frequency_factor = 4;  // > low_frequency_factor
-  int64_t original_max_position_embeddings = 8192;
+  int64_t original_positions = 8192;
 };
 
 /// The D/2 angles, in radians, by which one position turns the pairs of a head: f_i = theta^(-2i/D)
