@@ -123,9 +123,6 @@ TEST_P(TrainingGolden, FollowsPyTorchsFp32AdamW) {
     EXPECT_NEAR(loss, expected, tolerance * expected) << "step " << step;
     const double norm = case_["gradient_norms"][static_cast<size_t>(step)];
     EXPECT_NEAR(outcome.gradient_norm, norm, (fp32 ? 1e-5 : 0.03) * norm) << "step " << step;
-    fmt::print(
-        "DEV {} {} {}\n", step, loss / expected - 1,
-        outcome.gradient_norm / double(case_["gradient_norms"][static_cast<size_t>(step)]) - 1);
   }
 }
 
