@@ -82,6 +82,10 @@ void Llama::backward_attention(const Pass& pass, int layer) {
   Rope unrotate = rope_of(pass, shared.qkv_gradient);
   unrotate.inverse = true;
   backend_.rope(unrotate);
+  if (options_.qkv_bias) {
+    clear(pass, gradients.qkv_bias);
+    backend_.bias_backward({.grad_bias = gradients.qkv_bias, .grad_out = shared.qkv_gradient});
+  }
 
   normalise(shared.normed, block.input_inverse_rms, block.input, weights.input_norm);
   project_backward(shared.normed, gradients.qkv_projection, shared.qkv_gradient, shared.normed,

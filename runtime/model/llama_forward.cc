@@ -65,7 +65,9 @@ void Llama::forward_attention(const Pass& pass, int layer) {
                       .epsilon = static_cast<float>(options_.norm_epsilon)});
   }
   project(block.qkv, pass.shared.normed, weights.qkv_projection);
-  backend_.rope(rope_of(pass, block.qkv));
+  Rope rotate = rope_of(pass, block.qkv);
+  rotate.bias = weights.qkv_bias;
+  backend_.rope(rotate);
   backend_.attention({.out = block.attention,
                       .log_sum_exp = block.log_sum_exp,
                       .qkv = block.qkv,

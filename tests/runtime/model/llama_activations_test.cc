@@ -8,7 +8,6 @@
 
 #include "kernels/backend.h"
 #include "runtime/model/llama.h"
-#include "runtime/model/rope_table.h"
 
 namespace flashshard {
 namespace {
@@ -76,22 +75,6 @@ TEST(ActivationBytesFormula, GrowsByOneBlockPerLayerInTrainingAndNotInInference)
   EXPECT_EQ(activation_bytes(deeper, training) - activation_bytes(o, training),
             2 * 32 * (2 * (64 + 64 + 192 + 64 + 352) + 4 * 6));
   EXPECT_EQ(activation_bytes(deeper, inference), activation_bytes(o, inference));
-}
-
-TEST(RopeTable, IsAccurateAtLatePositions) {
-  const int head_dim = 8;
-  const int64_t positions = 100001;
-  const std::vector<float> table = rope_table(positions, head_dim, 500000.0);
-  ASSERT_EQ(table.size(), static_cast<size_t>(positions * head_dim));
-  for (const int64_t position : {int64_t{0}, int64_t{1}, int64_t{77777}, positions - 1}) {
-    for (int i = 0; i < head_dim / 2; ++i) {
-      const long double angle =
-          static_cast<long double>(position) * std::pow(500000.0L, -2.0L * i / head_dim);
-      const float* row = table.data() + position * head_dim;
-      EXPECT_NEAR(row[i], static_cast<double>(std::cos(angle)), 6e-8);
-      EXPECT_NEAR(row[head_dim / 2 + i], static_cast<double>(std::sin(angle)), 6e-8);
-    }
-  }
 }
 
 }  // namespace
