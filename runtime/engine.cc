@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "kernels/numerics/bf16.h"
+#include "runtime/checkpoint/load.h"
 #include "runtime/metrics/process_memory.h"
 
 namespace flashshard {
@@ -145,6 +147,24 @@ void Engine::initialize(uint64_t seed) {
   optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
     flashshard::initialize(model_->initialization(tensor), seed, tensor,
                            rows.first * layout_->parameter(tensor).cols, out);
+  });
+}
+
+void Engine::read_weights(const std::string& step_folder) {
+  std::vector<Tensor> weights;
+  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
+  checkpoint::read_weights(step_folder, layout_->parameters(), weights);
+}
+
+void Engine::restart_from_weights() {
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
+    const Tensor weight = state_->weight(tensor).row_range(rows.first, rows.count);
+    if (weight.dtype == DType::kFP32) {
+      std::copy_n(weight.as<float>(), out.size(), out.begin());
+    } else {
+      std::transform(weight.as<uint16_t>(), weight.as<uint16_t>() + out.size(), out.begin(),
+                     bf16_to_float);
+    }
   });
 }
 

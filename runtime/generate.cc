@@ -1,36 +1,22 @@
 #include "runtime/generate.h"
 
 #include <algorithm>
-#include <vector>
-
-#include "kernels/error.h"
+#include <span>
 
 namespace flashshard {
 
-std::string generate(Model& model, const GenerationRequest& request,
-                     const std::function<void(char)>& on_token) {
-  if (model.vocabulary_size() != 256) {
-    throw Error(ExitCode::kUsage, "this model's vocabulary is not bytes",
-                std::to_string(model.vocabulary_size()) + " tokens");
-  }
-  if (request.prompt.empty()) {
-    throw Error(ExitCode::kUsage, "a prompt of no bytes", "--prompt",
-                "give at least one character");
-  }
-  std::string text = request.prompt;
-  std::vector<int32_t> window;
-  for (int64_t i = 0; i < request.tokens; ++i) {
-    const auto context =
-        std::min(text.size(), static_cast<size_t>(model.maximum_sequence_length()));
-    window.clear();
-    for (size_t k = text.size() - context; k < text.size(); ++k) {
-      window.push_back(static_cast<unsigned char>(text[k]));
-    }
-    const auto logits = model.next_token_logits(window);
-    text.push_back(static_cast<char>(sample_token(logits, request.sampling, text.size())));
+void extend_text(Model& model, std::vector<int32_t>& text, const GenerationOptions& options,
+                 const std::function<void(int32_t)>& on_token) {
+  const auto most = static_cast<size_t>(model.maximum_sequence_length());
+  for (int64_t i = 0; i < options.tokens; ++i) {
+    const auto logits = model.next_token_logits(std::span(text).last(std::min(text.size(), most)));
+    const auto choices = options.vocabulary > 0
+                             ? std::span(logits).first(static_cast<size_t>(options.vocabulary))
+                             : std::span(logits);
+    text.push_back(sample_token(choices, options.sampling, text.size()));
     if (on_token) on_token(text.back());
+    if (text.back() == options.end_token) return;
   }
-  return text;
 }
 
 }  // namespace flashshard

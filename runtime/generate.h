@@ -1,27 +1,31 @@
-// Text from a trained model, one token after the other. Tokens are bytes: the vocabulary of
-// `prepare`.
+// Tokens from a trained model, one after the other.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "runtime/model/model.h"
 #include "runtime/model/sample.h"
 
 namespace flashshard {
 
-struct GenerationRequest {
-  std::string prompt;
-  int64_t tokens = 200;
+struct GenerationOptions {
+  int64_t tokens = 200;  // to add
   SamplingOptions sampling;
+  int64_t vocabulary = 0;  // only ids below it are chosen; 0: all that the model has
+  int32_t end_token = -1;  // after it nothing is added
 };
 
-/// Appends `tokens` sampled bytes to the prompt and returns both; `on_token` sees each new byte as
-/// it comes. The model reads at most its sequence length of the latest bytes. Throws Error(kUsage):
-/// an empty prompt, a vocabulary that is not bytes.
-std::string generate(Model& model, const GenerationRequest& request,
-                     const std::function<void(char)>& on_token = {});
+struct GenerationRequest {
+  std::string prompt;
+  GenerationOptions options;
+};
+
+/// Appends sampled tokens to `text`, which is not empty; `on_token` sees each as it comes. The
+/// model reads at most its sequence length of the latest tokens.
+void extend_text(Model& model, std::vector<int32_t>& text, const GenerationOptions& options,
+                 const std::function<void(int32_t)>& on_token = {});
 
 }  // namespace flashshard

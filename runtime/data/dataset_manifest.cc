@@ -221,8 +221,7 @@ std::optional<double> DatasetManifest::bytes_per_token(Split split) const {
   // Before there were documents, a token was a byte.
   if (tokenizer == "byte" && totals(split) == SplitTotals{}) return 1;
   if (totals(split).text_bytes == 0 || totals(split).counted == 0) return std::nullopt;
-  return static_cast<double>(totals(split).text_bytes) /
-         static_cast<double>(totals(split).counted);
+  return static_cast<double>(totals(split).text_bytes) / static_cast<double>(totals(split).counted);
 }
 
 void DatasetManifest::set_identity(const TokenizerIdentity& identity) {

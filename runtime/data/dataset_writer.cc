@@ -38,8 +38,8 @@ void SplitWriter::append(std::span<const std::byte> tokens, Counted counted, int
   }
   while (!tokens.empty()) {
     if (!shard_) open_shard();
-    const auto room = (static_cast<size_t>(options_.shard_tokens) - shard_->token_count()) *
-                      token_bytes_;
+    const auto room =
+        (static_cast<size_t>(options_.shard_tokens) - shard_->token_count()) * token_bytes_;
     const auto part = tokens.first(std::min(room, tokens.size()));
     shard_->append(part, counted);
     tokens = tokens.subspan(part.size());
@@ -72,10 +72,10 @@ void SplitWriter::finish(DatasetManifest& manifest) {
 void SplitWriter::open_shard() {
   const auto index = static_cast<int64_t>(records_.size());
   if (index >= kMostShards) {
-    throw Error(ExitCode::kUsage,
-                fmt::format("shards of {} tokens become more than {}", options_.shard_tokens,
-                            kMostShards),
-                "shard_tokens", "raise it");
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("shards of {} tokens become more than {}", options_.shard_tokens, kMostShards),
+        "shard_tokens", "raise it");
   }
   shard_.emplace(
       ShardWriter::Options{.path = folder_.temporary_shard(options_.split, index),

@@ -218,8 +218,7 @@ std::unique_ptr<DocumentSource> make_byte_text_source(const HeldOutBlocks& block
 }
 
 std::unique_ptr<DocumentSource> make_line_text_source(const HeldOutBlocks& blocks,
-                                                      Tokenizer& tokenizer,
-                                                      DatasetWriter& writer) {
+                                                      Tokenizer& tokenizer, DatasetWriter& writer) {
   return std::make_unique<LineTextSource>(blocks, tokenizer, writer);
 }
 

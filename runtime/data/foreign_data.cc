@@ -111,8 +111,8 @@ uint32_t index_token_bytes(uint8_t code, const fs::path& path) {
     case 4:  // int32
       return 4;
     default:
-      refuse(fmt::format("index has the token type {}; uint8 (1), int32 (4) and uint16 (8) are read",
-                         code),
+      refuse(fmt::format(
+                 "index has the token type {}; uint8 (1), int32 (4) and uint16 (8) are read", code),
              path);
   }
 }
@@ -255,9 +255,9 @@ ForeignData open_foreign_data(const fs::path& path, Split split) {
   for (const fs::path& file : data_files(path)) {
     const bool megatron = is_there(with_extension(file, ".idx"));
     const Split split_here = split_of(file, path);
-    TokenShard shard =
-        megatron ? open_megatron_shard(file, data.manifest.totals(split_here).documents)
-                 : open_llmc_shard(file);
+    TokenShard shard = megatron
+                           ? open_megatron_shard(file, data.manifest.totals(split_here).documents)
+                           : open_llmc_shard(file);
     const char* const kind = megatron ? "megatron" : "llm.c";
     if (first && (data.manifest.tokenizer != kind ||
                   data.manifest.token_bytes != shard.header().token_bytes)) {
@@ -268,8 +268,7 @@ ForeignData open_foreign_data(const fs::path& path, Split split) {
     data.manifest.tokenizer = kind;
     data.manifest.token_bytes = shard.header().token_bytes;
     if (split_here == split) shard.measure();
-    auto& records =
-        split_here == Split::kTrain ? data.manifest.train : data.manifest.validation;
+    auto& records = split_here == Split::kTrain ? data.manifest.train : data.manifest.validation;
     records.push_back({.tokens = static_cast<int64_t>(shard.header().token_count),
                        .payload_hash = shard.header().payload_hash});
     if (split_here != split) continue;

@@ -1,5 +1,5 @@
-// Text or JSONL files to a folder of token shards: tokenizer, validation split, loss mask. The rules
-// stand in docs/data.md.
+// Text or JSONL files to a folder of token shards: tokenizer, validation split, loss mask. The
+// rules stand in docs/data.md.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@
 namespace flashshard::data {
 
 struct PrepareOptions {
-  std::vector<std::filesystem::path> inputs;  // read in this order, as one text
-  std::filesystem::path output;               // empty, absent, or an earlier output of prepare
-  std::string tokenizer = "byte";             // as in make_tokenizer
+  std::vector<std::filesystem::path> inputs;   // read in this order, as one text
+  std::filesystem::path output;                // empty, absent, or an earlier output of prepare
+  std::string tokenizer = "byte";              // as in make_tokenizer
   std::vector<std::string> jsonl_fields = {};  // empty: text; one: JSONL documents; two: pairs
-  double validation_fraction = 0.05;          // of the bytes or documents, held out; 0 to 0.5
-  int64_t shard_tokens = int64_t{1} << 28;    // most tokens in one shard
+  double validation_fraction = 0.05;           // of the bytes or documents, held out; 0 to 0.5
+  int64_t shard_tokens = int64_t{1} << 28;     // most tokens in one shard
   std::function<void(int64_t done, int64_t total)> progress;  // bytes read so far; may be empty
 };
 
@@ -33,7 +33,7 @@ struct PrepareReport {
   SplitTotals train_totals;
   SplitTotals validation_totals;
   TokenizerIdentity tokenizer;
-  std::string fingerprint;              // of the data set, as in dataset.json
+  std::string fingerprint;  // of the data set, as in dataset.json
 };
 
 /// Which bytes of a text are held out. The text is cut into blocks; with F = fraction, block b

@@ -69,6 +69,11 @@ TokenDataset TokenDataset::open(const std::filesystem::path& path, Split split,
   return dataset;
 }
 
+TokenDataset TokenDataset::open_for_evaluation(const std::filesystem::path& path) {
+  const bool one_file = is_foreign_data(path) && !std::filesystem::is_directory(path);
+  return open(path, one_file ? Split::kTrain : Split::kValidation);
+}
+
 template <typename Action>
 void TokenDataset::for_each_part(int64_t position, std::span<int32_t> out,
                                  const Action& action) const {

@@ -22,6 +22,9 @@ class TokenDataset {
   static TokenDataset open(const std::filesystem::path& path, Split split,
                            PayloadCheck check = PayloadCheck::kHash);
 
+  /// What an evaluation reads: the validation split, or all of a single file of another program.
+  static TokenDataset open_for_evaluation(const std::filesystem::path& path);
+
   int64_t token_count() const { return starts_.back(); }
   int32_t vocab_size() const { return static_cast<int32_t>(manifest_.vocab_size); }
   const DatasetManifest& manifest() const { return manifest_; }

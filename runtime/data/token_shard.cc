@@ -221,12 +221,14 @@ void TokenShard::measure() {
   std::vector<int32_t> block(kBlock);
   for (uint64_t at = 0; at < header_.token_count; at += kBlock) {
     const auto count = static_cast<size_t>(std::min<uint64_t>(kBlock, header_.token_count - at));
-    largest = std::max(largest, widen_tokens(header_.token_bytes, tokens() + at * header_.token_bytes,
-                                             std::span(block).first(count)));
+    largest =
+        std::max(largest, widen_tokens(header_.token_bytes, tokens() + at * header_.token_bytes,
+                                       std::span(block).first(count)));
     if (largest >= kIds) {
-      throw Error(ExitCode::kBadData,
-                  fmt::format("token id {} among tokens {} to {} is no id", largest, at, at + count - 1),
-                  path().string(), "ids are at most 2147483646: check the file's token type");
+      throw Error(
+          ExitCode::kBadData,
+          fmt::format("token id {} among tokens {} to {} is no id", largest, at, at + count - 1),
+          path().string(), "ids are at most 2147483646: check the file's token type");
     }
   }
   header_.vocab_size = largest + 1;

@@ -1,5 +1,5 @@
-// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, then the loss mask if there is
-// one, all little-endian. The layout stands in docs/data.md; hashes are XXH3-64.
+// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, then the loss mask if there
+// is one, all little-endian. The layout stands in docs/data.md; hashes are XXH3-64.
 #pragma once
 
 #include <array>

@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "kernels/error.h"
+#include "runtime/data/file.h"
 #include "runtime/data/tokenizer_process.h"
 
 namespace flashshard::data {
@@ -103,13 +104,28 @@ std::unique_ptr<Tokenizer> open_tokenizer(const TokenizerIdentity& identity,
 }
 
 bool is_tokenizer_file(std::string_view name) {
-  return name == kSentencePieceFile || name == kHuggingFaceFile ||
-         name == kHuggingFaceSettingsFile;
+  return name == kSentencePieceFile || name == kHuggingFaceFile || name == kHuggingFaceSettingsFile;
 }
 
 std::string tokenizer_file_name(const TokenizerIdentity& identity,
                                 const std::filesystem::path& file) {
   return identity.kind == "sentencepiece" ? kSentencePieceFile : file.filename().string();
+}
+
+void save_tokenizer_files(const std::filesystem::path& from, const std::filesystem::path& to) {
+  std::error_code error;
+  std::filesystem::create_directories(to, error);
+  if (error) throw_write_error(error.value(), "create folder", to);
+  for (const char* name : {kSentencePieceFile, kHuggingFaceFile, kHuggingFaceSettingsFile}) {
+    if (!std::filesystem::exists(from / name)) continue;
+    const MappedFile content(from / name);
+    const std::filesystem::path temporary = to / fmt::format("{}.tmp", name);
+    OutputFile copy(temporary);
+    copy.append(content.bytes());
+    copy.commit();
+    rename_file(temporary, to / name);
+  }
+  sync_folder(to);
 }
 
 TextStream::TextStream(Tokenizer& tokenizer, std::span<const int32_t> context)

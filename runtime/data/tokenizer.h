@@ -27,6 +27,7 @@ struct TokenizerIdentity {
   /// One line, "sentencepiece 0123456789abcdef 32000 2", that parse_identity reads back.
   std::string text() const;
   bool has_model_file() const { return kind == "sentencepiece" || kind == "hf"; }
+  bool is_known() const { return kind == "byte" || has_model_file(); }
   bool same_ids(const TokenizerIdentity& other) const {
     return kind == other.kind && hash == other.hash && vocab_size == other.vocab_size;
   }
@@ -84,6 +85,9 @@ inline constexpr const char* kSentencePieceFile = "tokenizer.model";
 inline constexpr const char* kHuggingFaceFile = "tokenizer.json";
 inline constexpr const char* kHuggingFaceSettingsFile = "tokenizer_config.json";
 bool is_tokenizer_file(std::string_view name);
+/// Copies what of a tokenizer lies in `from` to `to`, which is made when it is missing. Throws like
+/// OutputFile and MappedFile.
+void save_tokenizer_files(const std::filesystem::path& from, const std::filesystem::path& to);
 /// The name of `file`, one of Tokenizer::files(), in such a folder.
 std::string tokenizer_file_name(const TokenizerIdentity& identity,
                                 const std::filesystem::path& file);

@@ -22,7 +22,7 @@ class TokenizerProcess : public Tokenizer {
     std::vector<std::string> command;  // program, looked up in PATH if it has no slash; arguments
     std::string kind;                  // of the identity
     std::vector<std::filesystem::path> files;  // the first one's hash goes into the identity
-    std::string program_hint;  // what to do when the program cannot be started
+    std::string program_hint;                  // what to do when the program cannot be started
     std::chrono::duration<double> deadline = kTokenizerDeadline;  // of one answer
   };
   /// Starts the program and waits for its greeting. Throws Error: kUsage (the program cannot be
