@@ -261,7 +261,7 @@ TEST_F(Runs, EndWithCodeSevenWhenGradientsStayNonFinite) {
     RunReporter reporter(*folder, communicator.rank());
     RunProgress progress;
     progress.step = 1;
-    progress.data_fingerprint = data.manifest().fingerprint();
+    progress.data = data.manifest();
     RunCheckpoint(communicator, *folder, poisoned, engine, reporter).save(progress);
   });
   const std::string before = hash("a");
@@ -404,14 +404,14 @@ TEST_F(Documents, FineTuneAModelFromACheckpointWithFreshState) {
   const std::string from = "model.initialize_from=" + (folder_ / "a").string();
   // Nothing learned: the weights are the checkpoint's, whatever the number of ranks.
   ASSERT_EQ(run(3, on("same", "data",
-                      {from, "train.steps=1", "optimizer.learning_rate=1e-30",
+                      {from, "train.steps=5", "optimizer.learning_rate=1e-30",
                        "optimizer.rounding=NEAREST"})),
             ExitCode::kDone);
   EXPECT_NEAR(metrics("same").back()["validation_loss"].get<double>(),
-              metrics("a").back()["validation_loss"].get<double>(), 1e-3);
+              metrics("a").back()["validation_loss"].get<double>(), 1e-6);
   ASSERT_EQ(run(2, on("tuned", "pairs", {from, "train.steps=60"})), ExitCode::kDone);
   const auto lines = metrics("tuned");
-  EXPECT_LT(lines.back()["loss"].get<double>(), 0.2);
+  EXPECT_LT(lines.back()["loss"].get<double>(), 0.5 * lines.front()["loss"].get<double>());
   // Of each pair of 8 tokens, 5 count.
   EXPECT_NEAR(lines.front()["tokens"].get<double>(), 8 * 32 * 5.0 / 8, 8);
   const WrittenText written = write("tuned", "go ");
