@@ -12,6 +12,19 @@ DType model_dtype(const proto::RunConfig& config) {
   return config.model().dtype() == proto::WeightType::FP32 ? DType::kFP32 : DType::kBF16;
 }
 
+Recompute recompute(const proto::RunConfig& config) {
+  switch (config.model().recompute()) {
+    case proto::Recomputation::NONE:
+      return Recompute::kNone;
+    case proto::Recomputation::FEED_FORWARD:
+      return Recompute::kFeedForward;
+    case proto::Recomputation::FULL:
+      return Recompute::kFull;
+    default:
+      return Recompute::kElementwise;
+  }
+}
+
 WeightFormat weight_format(const proto::RunConfig& config) {
   if (model_dtype(config) == DType::kFP32) return WeightFormat::kFP32;
   switch (config.optimizer().master_weight_bits()) {
@@ -95,7 +108,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining};
+                              ActivationUse::kTraining, recompute(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_adamw_rule(*backend_, adamw_options(config));
   layout_ = std::make_unique<ShardLayout>(

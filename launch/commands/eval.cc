@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "launch/commands/commands.h"
@@ -24,20 +25,31 @@ struct EvalArguments {
 
 constexpr std::chrono::seconds kDeadline{600};
 
-void print(const Evaluation& result, const TrainedModel& model, bool json) {
-  if (json) {
-    const nlohmann::ordered_json object = {
-        {"checkpoint", model.path()},        {"step", model.step()},
-        {"tokens", result.tokens},           {"loss", result.mean_loss()},
-        {"perplexity", result.perplexity()}, {"bits_per_byte", result.bits_per_token()}};
-    fmt::print("{}\n", object.dump());
-    return;
-  }
+struct EvalResult {
+  Evaluation evaluation;
+  std::optional<double> bits_per_byte;  // where the data tells how many bytes a token stands for
+};
+
+void print_json(const EvalResult& result, const TrainedModel& model) {
+  const Evaluation& e = result.evaluation;
+  nlohmann::ordered_json object = {
+      {"checkpoint", model.path()},   {"step", model.step()},
+      {"tokens", e.tokens},           {"loss", e.mean_loss()},
+      {"perplexity", e.perplexity()}, {"bits_per_token", e.bits_per_token()},
+      {"bits_per_byte", nullptr}};
+  if (result.bits_per_byte) object["bits_per_byte"] = *result.bits_per_byte;
+  fmt::print("{}\n", object.dump());
+}
+
+void print_table(const EvalResult& result, const TrainedModel& model) {
+  const Evaluation& e = result.evaluation;
   fmt::print(
-      "{} (step {})\n  tokens         {}\n  loss           {:.4f} nats per token\n"
-      "  perplexity     {:.4f}\n  bits per byte  {:.4f}\n",
-      model.path(), model.step(), metrics::with_thousands(result.tokens), result.mean_loss(),
-      result.perplexity(), result.bits_per_token());
+      "{} (step {})\n  tokens          {}\n  loss            {:.4f} nats per token\n"
+      "  perplexity      {:.4f}\n  bits per token  {:.4f}\n  bits per byte   {}\n",
+      model.path(), model.step(), metrics::with_thousands(e.tokens), e.mean_loss(), e.perplexity(),
+      e.bits_per_token(),
+      result.bits_per_byte ? fmt::format("{:.4f}", *result.bits_per_byte)
+                           : "unknown: the data does not say how many bytes its tokens stand for");
 }
 
 ExitCode run(const EvalArguments& arguments) {
@@ -53,8 +65,13 @@ ExitCode run(const EvalArguments& arguments) {
     });
     const EvaluationRequest request{model->batch(), model->model().maximum_sequence_length(),
                                     arguments.sequences};
-    const Evaluation result = evaluate(communicator, model->model(), *dataset, request);
-    if (communicator.rank() == 0) print(result, *model, arguments.json);
+    EvalResult result;
+    result.evaluation = evaluate(communicator, model->model(), *dataset, request);
+    const auto bytes = dataset->manifest().bytes_per_token(data::Split::kValidation);
+    if (bytes) result.bits_per_byte = result.evaluation.bits_per_byte(*bytes);
+    if (communicator.rank() == 0) {
+      arguments.json ? print_json(result, *model) : print_table(result, *model);
+    }
     return ExitCode::kDone;
   });
 }

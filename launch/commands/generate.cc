@@ -1,5 +1,7 @@
 #include "runtime/generate.h"
 
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -18,13 +20,19 @@ struct GenerateArguments {
 
 ExitCode run(const GenerateArguments& arguments) {
   const auto alone = std::move(make_thread_communicators(1).front());
-  TrainedModel model(arguments.checkpoint, *alone, TrainedModel::Use::kOneSequence);
+  TrainedModel model(arguments.checkpoint, *alone, TrainedModel::Use::kText);
   std::fputs(arguments.request.prompt.c_str(), stdout);
-  generate(model.model(), arguments.request, [](char byte) {
+  const Generation generation = generate(model.model(), arguments.request, [](char byte) {
     std::fputc(byte, stdout);
     std::fflush(stdout);
   });
   std::fputc('\n', stdout);
+  std::fflush(stdout);
+  const GenerationTimes& times = generation.times;
+  if (times.tokens > 0) {
+    fmt::print(stderr, "prompt read in {:.1f} ms, then {:.0f} tokens per second\n",
+               1e3 * times.prompt_seconds, times.tokens_per_second());
+  }
   return ExitCode::kDone;
 }
 
@@ -39,14 +47,15 @@ void add_generate(CLI::App& app, Action& action) {
                    "A checkpoint, or a run's folder: its newest")
       ->required();
   command->add_option("--prompt", request.prompt, "Text to go on from")->required();
-  command->add_option("--tokens", request.tokens, "Tokens to add")
+  command->add_option("--tokens", request.options.tokens, "Tokens to add")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
   command
-      ->add_option("--temperature", request.sampling.temperature, "0: always the likeliest token")
+      ->add_option("--temperature", request.options.sampling.temperature,
+                   "0: always the likeliest token")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
-  command->add_option("--seed", request.sampling.seed, "The same seed gives the same text")
+  command->add_option("--seed", request.options.sampling.seed, "The same seed gives the same text")
       ->capture_default_str();
   command->footer(
       "Example:\n  flashshard generate --checkpoint runs/quickstart --prompt \"In the beginning\" "

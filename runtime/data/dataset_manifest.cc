@@ -179,6 +179,11 @@ int64_t DatasetManifest::token_count(Split split) const {
   return sum;
 }
 
+std::optional<double> DatasetManifest::bytes_per_token(Split) const {
+  if (tokenizer == "byte") return 1;
+  return std::nullopt;
+}
+
 std::string DatasetManifest::fingerprint() const {
   std::string content = fmt::format("{} {} {}\n", tokenizer, vocab_size, token_bytes);
   for (const Split split : {Split::kTrain, Split::kValidation}) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,9 @@ struct DatasetManifest {
     return split == Split::kTrain ? train : validation;
   }
   int64_t token_count(Split split) const;
+  /// Bytes of text that a token stands for, on the average of the split; empty where that is not
+  /// known.
+  std::optional<double> bytes_per_token(Split split) const;
   /// 16 hexadecimal digits that name the tokens and how they are cut into shards: equal
   /// fingerprints feed a run the same sequences. Names of sources play no part.
   std::string fingerprint() const;

@@ -342,16 +342,17 @@ TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
     });
   }
   const auto alone = std::move(make_thread_communicators(1).front());
-  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kOneSequence);
+  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kText);
   GenerationRequest request;
   request.prompt = "and the ";
-  request.tokens = 60;
-  request.sampling.temperature = 0;
+  request.options.tokens = 60;
+  request.options.sampling.temperature = 0;
   std::string seen;
-  const std::string written = generate(model.model(), request, [&](char c) { seen += c; });
+  const std::string written =
+      generate(model.model(), request, [&](char c) { seen += c; }).text;
   EXPECT_EQ(written, request.prompt + seen);
   EXPECT_EQ(written.size(), 68u);
-  EXPECT_EQ(written, generate(model.model(), request));
+  EXPECT_EQ(written, generate(model.model(), request).text);
   request.prompt.clear();
   EXPECT_THROW(generate(model.model(), request), Error);
 }
