@@ -1,7 +1,7 @@
 // Where activations lie in one region of memory. What a pass computes and in which order is known
 // before a run, hence when each tensor is first and last used; tensors that are never live together
-// share bytes. As ROAM does for general graphs (arXiv 2310.19295), with the placement "greedy by
-// size" (arXiv 2001.03288).
+// share bytes. As ROAM does for general graphs (arXiv 2310.19295), with the greedy best fit of
+// arXiv 2001.03288.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,10 @@ class ActivationPlan {
   static constexpr int64_t kAlignment = 256;
 
   ActivationPlan() = default;
-  /// Assigns the offsets: larger tensors first, each into the smallest gap that holds it between
-  /// those that are live with it. Throws Error(kInternal) on a lifetime that ends before it begins.
+  /// Assigns the offsets: one tensor after the other into the smallest gap that holds it between
+  /// those that are live with it, in order of size, of lifetime, and of their product; the tensor
+  /// that ends highest moves to the front for another try. The best of all is taken. Throws
+  /// Error(kInternal) on a lifetime that ends before it begins.
   explicit ActivationPlan(std::vector<PlannedTensor> tensors);
 
   /// In the order given.
@@ -42,8 +44,6 @@ class ActivationPlan {
   int64_t lower_bound() const;
 
  private:
-  void place(PlannedTensor& tensor, std::vector<const PlannedTensor*>& placed);
-
   std::vector<PlannedTensor> tensors_;
   int64_t bytes_ = 0;
 };

@@ -27,7 +27,7 @@ LlamaActivationGraph::LlamaActivationGraph(const LlamaOptions& options,
     const Block forward = forward_block(layer);
     blocks_.push_back({.forward = forward, .recompute = forward, .backward = forward});
   }
-  // The targets arrive with the tokens, before the first operation.
+  // The targets arrive with the tokens and stay as long.
   step({shared_.tokens, shared_.targets, blocks_.front().forward.input});
   for (int layer = 1; layer <= options.layers; ++layer) forward(layer);
   head(training);
@@ -187,7 +187,7 @@ void LlamaActivationGraph::backward() {
     backward_feed_forward(block.backward);
     backward_attention(block.backward);
   }
-  step({shared_.tokens, shared_.residual_gradient});
+  step({shared_.tokens, shared_.targets, shared_.residual_gradient});
 }
 
 void LlamaActivationGraph::recompute(const Block& block, int layer) {
