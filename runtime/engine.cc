@@ -51,6 +51,15 @@ AdamWOptions adamw_options(const proto::RunConfig& config) {
   return options;
 }
 
+RopeScaling rope_scaling(const proto::ModelSection& m) {
+  using Kind = RopeScaling::Kind;
+  return {.kind = m.rope_scaling() == proto::RopeScalingKind::LLAMA3 ? Kind::kLlama3 : Kind::kNone,
+          .factor = m.rope_scaling_factor(),
+          .low_frequency_factor = m.rope_low_frequency_factor(),
+          .high_frequency_factor = m.rope_high_frequency_factor(),
+          .original_positions = m.rope_original_positions()};
+}
+
 ShardLayout make_layout(const UpdateRule& rule, const std::vector<ParameterSpec>& parameters,
                         int world_size) {
   std::vector<int64_t> units;
@@ -79,6 +88,9 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
       static_cast<int>(m.head_dim() > 0 ? m.head_dim() : m.hidden_size() / m.heads());
   options.feed_forward_size = m.feed_forward_size();
   options.rope_theta = m.rope_theta();
+  options.rope_scaling = rope_scaling(m);
+  options.max_position_embeddings = m.max_position_embeddings();
+  options.qkv_bias = m.qkv_bias();
   options.norm_epsilon = m.norm_epsilon();
   options.tied_embeddings = m.tied_embeddings();
   options.init_std = m.init_std();

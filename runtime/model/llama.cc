@@ -17,12 +17,19 @@ const LlamaOptions& validated(const LlamaOptions& options) {
   return options;
 }
 
-const ActivationShape& validated(const ActivationShape& shape) {
+const ActivationShape& validated(const ActivationShape& shape, const LlamaOptions& options) {
   if (shape.sequences < 1 || shape.sequence_length < 1) {
     throw Error(ExitCode::kUsage,
                 fmt::format("a micro-batch of {} sequences of {} tokens is empty", shape.sequences,
                             shape.sequence_length),
                 "train.micro_batch, train.sequence_length", "both must be at least 1");
+  }
+  const int64_t positions = options.max_position_embeddings;
+  if (positions > 0 && shape.sequence_length > positions) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("a sequence of {} tokens is longer than the model's {} positions",
+                            shape.sequence_length, positions),
+                "train.sequence_length, model.max_position_embeddings", "take shorter sequences");
   }
   return shape;
 }
@@ -33,13 +40,13 @@ Llama::Llama(MemoryLedger& ledger, const LlamaOptions& options, const Activation
     : backend_(ledger.backend()),
       options_(validated(options)),
       parameters_(llama_parameters(options)),
-      activations_(ledger, options, validated(shape)),
+      activations_(ledger, options, validated(shape, options)),
       workspace_size_(llama_workspace_bytes(backend_, options, shape)),
       workspace_(ledger.allocate(MemoryClass::kOther, workspace_size_)) {
   cosine_sine_ =
       ledger.tensor(MemoryClass::kOther, DType::kFP32, {shape.sequence_length, options.head_dim});
   const std::vector<float> table =
-      rope_table(shape.sequence_length, options.head_dim, options.rope_theta);
+      rope_table(shape.sequence_length, options.head_dim, options.rope_theta, options.rope_scaling);
   backend_.copy(cosine_sine_.data, table.data(), cosine_sine_.bytes());
   backend_.synchronize();
 }
@@ -84,15 +91,16 @@ Llama::ModelTensors Llama::arrange(std::span<const Tensor> tensors) const {
   ModelTensors result;
   result.embedding = matrix(kLlamaEmbedding);
   for (int layer = 1; layer <= options_.layers; ++layer) {
-    const int first = llama_block_tensor(layer);
+    const int first = llama_block_tensor(options_, layer);
     result.blocks.push_back({.input_norm = vector(first + kInputNorm),
                              .qkv_projection = matrix(first + kQkvProjection),
                              .output_projection = matrix(first + kOutputProjection),
                              .post_attention_norm = vector(first + kPostAttentionNorm),
                              .gate_up_projection = matrix(first + kGateUpProjection),
-                             .down_projection = matrix(first + kDownProjection)});
+                             .down_projection = matrix(first + kDownProjection),
+                             .qkv_bias = options_.qkv_bias ? vector(first + kQkvBias) : Tensor()});
   }
-  const int after_blocks = llama_block_tensor(options_.layers + 1);
+  const int after_blocks = llama_block_tensor(options_, options_.layers + 1);
   result.final_norm = vector(after_blocks);
   result.head = options_.tied_embeddings ? result.embedding : matrix(after_blocks + 1);
   return result;

@@ -59,6 +59,7 @@ class Llama final : public Model {
     Tensor post_attention_norm;  // (H)
     Tensor gate_up_projection;   // (2F, H)
     Tensor down_projection;      // (H, F)
+    Tensor qkv_bias;             // (Q), empty in a model without
   };
   struct ModelTensors {
     Tensor embedding;  // (V, H)

@@ -152,7 +152,7 @@ void LlamaActivationGraph::forward(int layer) {
 
 void LlamaActivationGraph::attention_branch(const Block& block) {
   step({block.attention_normed, block.qkv});
-  step({block.qkv});  // rotation
+  step({block.qkv});  // bias and rotation
   step({block.qkv, block.attention, block.log_sum_exp});
   step({block.attention, block.attention_output});
 }
@@ -218,6 +218,7 @@ void LlamaActivationGraph::backward_attention(const Block& block) {
   step({block.qkv_gradient, block.attention_gradient, block.attention, block.log_sum_exp,
         block.qkv});
   step({block.qkv_gradient});  // rotation
+  if (options_.qkv_bias) step({block.qkv_gradient});
   if (recomputes(Recompute::kElementwise)) {
     step({block.input, block.input_inverse_rms, block.attention_normed});
   }

@@ -103,6 +103,10 @@ void Llama::backward_attention(const Pass& pass, const BlockActivations& block, 
   Rope unrotate = rope_of(pass, block.qkv_gradient);
   unrotate.inverse = true;
   backend_.rope(unrotate);
+  if (options_.qkv_bias) {
+    clear(pass, gradients.qkv_bias);
+    backend_.bias_backward({.grad_bias = gradients.qkv_bias, .grad_out = block.qkv_gradient});
+  }
 
   if (recomputes(Recompute::kElementwise)) {
     normalise(block.attention_normed, block.input_inverse_rms, block.input, weights.input_norm);

@@ -70,7 +70,9 @@ void Llama::forward_input_norm(const Pass& pass, const BlockActivations& block, 
 void Llama::forward_attention(const Pass& pass, const BlockActivations& block, int layer) {
   const BlockTensors& weights = weights_of(layer);
   project(block.qkv, block.attention_normed, weights.qkv_projection);
-  backend_.rope(rope_of(pass, block.qkv));
+  Rope rotate = rope_of(pass, block.qkv);
+  rotate.bias = weights.qkv_bias;
+  backend_.rope(rotate);
   if (pass.fills_cache) remember(pass, block.qkv, layer);
   if (pass.first_position > 0) {
     attend_to_cache(pass, block, layer);

@@ -110,6 +110,10 @@ class WorkspaceMaximum {
                           .x = hidden,
                           .inverse_rms = fp32({tokens_}),
                           .weight = view({o.hidden_size})});
+      if (o.qkv_bias) {
+        add(BiasBackward{.grad_bias = {nullptr, dtype, {o.qkv_width()}},
+                         .grad_out = view({tokens_, o.qkv_width()})});
+      }
     }
   }
 

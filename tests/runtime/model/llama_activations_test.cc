@@ -12,7 +12,6 @@
 #include "kernels/backend.h"
 #include "planned_tensors.h"
 #include "runtime/model/llama.h"
-#include "runtime/model/rope_table.h"
 
 namespace flashshard {
 namespace {
@@ -171,22 +170,6 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PlanOfALlama,
                                            PlanCase{"B1", 2048, 16, 32, 8, 8192, 128256, 1.02},
                                            PlanCase{"B8", 4096, 32, 32, 8, 14336, 128256, 1.02}),
                          [](const auto& test) { return test.param.name; });
-
-TEST(RopeTable, IsAccurateAtLatePositions) {
-  const int head_dim = 8;
-  const int64_t positions = 100001;
-  const std::vector<float> table = rope_table(positions, head_dim, 500000.0);
-  ASSERT_EQ(table.size(), static_cast<size_t>(positions * head_dim));
-  for (const int64_t position : {int64_t{0}, int64_t{1}, int64_t{77777}, positions - 1}) {
-    for (int i = 0; i < head_dim / 2; ++i) {
-      const long double angle =
-          static_cast<long double>(position) * std::pow(500000.0L, -2.0L * i / head_dim);
-      const float* row = table.data() + position * head_dim;
-      EXPECT_NEAR(row[i], static_cast<double>(std::cos(angle)), 6e-8);
-      EXPECT_NEAR(row[head_dim / 2 + i], static_cast<double>(std::sin(angle)), 6e-8);
-    }
-  }
-}
 
 }  // namespace
 }  // namespace flashshard

@@ -19,6 +19,7 @@ namespace {
 struct TextCase {
   DType dtype;
   int heads, kv_heads;
+  bool bias = false;
 };
 
 LlamaOptions options(const TextCase& c) {
@@ -27,6 +28,7 @@ LlamaOptions options(const TextCase& c) {
   o.heads = c.heads;
   o.kv_heads = c.kv_heads;
   o.head_dim = 6;
+  o.qkv_bias = c.bias;
   return o;
 }
 
@@ -108,8 +110,8 @@ TEST_P(ReadingAText, TouchesActivationsOnlyWithinTheirPlannedLifetimes) {
 INSTANTIATE_TEST_SUITE_P(Shapes, ReadingAText,
                          ::testing::Values(TextCase{DType::kFP32, 6, 3},
                                            TextCase{DType::kBF16, 6, 3},
-                                           TextCase{DType::kFP32, 5, 1},
-                                           TextCase{DType::kBF16, 4, 4}),
+                                           TextCase{DType::kFP32, 5, 1, true},
+                                           TextCase{DType::kBF16, 4, 4, true}),
                          [](const auto& test) {
                            return (test.param.dtype == DType::kFP32 ? "Fp32Heads" : "Bf16Heads") +
                                   std::to_string(test.param.heads) + "By" +

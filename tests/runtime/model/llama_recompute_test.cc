@@ -19,12 +19,14 @@ namespace {
 constexpr Recompute kLevels[] = {Recompute::kNone, Recompute::kElementwise, Recompute::kFeedForward,
                                  Recompute::kFull};
 
+/// With biases where the tables are not tied.
 LlamaOptions options(DType dtype, int layers, bool tied) {
   LlamaOptions o = tiny_options(tied, dtype);
   o.layers = layers;
   o.heads = 6;
   o.kv_heads = 3;
   o.head_dim = 6;
+  o.qkv_bias = !tied;
   return o;
 }
 
@@ -109,7 +111,7 @@ TEST_P(RecomputeLevel, AnnouncesLayersAsWithoutAndReadsOnlyTheirWeights) {
 TEST_P(RecomputeLevel, TouchesActivationsOnlyWithinTheirPlannedLifetimes) {
   const ActivationShape shape{2, 11, ActivationUse::kTraining, GetParam().recompute};
   for (const int layers : {1, 3}) {
-    const LlamaOptions o = options(GetParam().dtype, layers, true);
+    const LlamaOptions o = options(GetParam().dtype, layers, layers == 1);
     LlamaSession plain(o, shape, DType::kFP32);
     auto owned = std::make_unique<PoisoningBackend>(make_cpu_backend({.threads = 1}));
     PoisoningBackend& backend = *owned;

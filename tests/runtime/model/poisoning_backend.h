@@ -45,6 +45,7 @@ class PoisoningBackend final : public Backend {
   size_t workspace_bytes(const AttentionBackward& call) const override { return bytes_of(call); }
   size_t workspace_bytes(const EmbeddingBackward& call) const override { return bytes_of(call); }
   size_t workspace_bytes(const RmsNormBackward& call) const override { return bytes_of(call); }
+  size_t workspace_bytes(const BiasBackward& call) const override { return bytes_of(call); }
   size_t workspace_bytes(const CrossEntropy& call) const override { return bytes_of(call); }
   void bind_workspace(void* pointer, size_t bytes) override {
     backend_->bind_workspace(pointer, bytes);
@@ -58,6 +59,7 @@ class PoisoningBackend final : public Backend {
   void rmsnorm(const RmsNormForward& call) override { next().rmsnorm(call); }
   void rmsnorm_backward(const RmsNormBackward& call) override { next().rmsnorm_backward(call); }
   void rope(const Rope& call) override { next().rope(call); }
+  void bias_backward(const BiasBackward& call) override { next().bias_backward(call); }
   void attention(const AttentionForward& call) override { next().attention(call); }
   void attention_decode(const AttentionDecode& call) override { next().attention_decode(call); }
   void attention_backward(const AttentionBackward& call) override {
