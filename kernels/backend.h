@@ -70,15 +70,22 @@ struct RmsNormBackward {
   Tensor weight;       // (H)
 };
 
-/// Rotates the q and k heads of each row in place, half-split pairs (i, i + D/2) as Hugging Face
-/// has it.
+/// Adds the bias of q‖k‖v, where there is one, and rotates the q and k heads of each row, in place
+/// and with one rounding; half-split pairs (i, i + D/2) as Hugging Face has it.
 struct Rope {
   Tensor qkv;                   // (T, Q)
+  Tensor bias = {};             // (Q), or empty; not with `inverse`
   Tensor cosine_sine;           // (positions, D) fp32: D/2 cosines then D/2 sines per position
   int64_t sequence_length = 0;  // the position of row t is first_position + t mod sequence_length
   int64_t first_position = 0;
   int heads = 0, kv_heads = 0, head_dim = 0;
   bool inverse = false;  // the backward: rotate by the negative angle
+};
+
+/// The backward of a bias: grad_bias[i] += sum over t of grad_out[t, i].
+struct BiasBackward {
+  Tensor grad_bias;  // (N) bf16 or fp32, accumulated; summed over T in fp32, added once
+  Tensor grad_out;   // (T, N)
 };
 
 /// Causal attention with grouped key/value heads, softmax(q k^T / sqrt(D)) v per sequence; online
@@ -92,6 +99,14 @@ struct AttentionForward {
   Tensor log_sum_exp;  // (T, A) fp32, for the backward
   Tensor qkv;          // (T, Q), q and k already rotated
   AttentionShape shape;
+};
+/// One more token of one sequence against all before it and itself: the last row of what
+/// AttentionForward gives for the whole sequence, on the CPU with its bits.
+struct AttentionDecode {
+  Tensor out;          // (1, A*D)
+  Tensor qkv;          // (1, Q) of the token, rotated; its queries are read
+  Tensor keys_values;  // (tokens so far, 2*K*D): rotated k‖v of each, this token's in the last row
+  int heads = 0, kv_heads = 0, head_dim = 0;
 };
 struct AttentionBackward {
   Tensor grad_qkv;     // (T, Q), written; gradients of the rotated q and k
@@ -170,9 +185,11 @@ class Backend {
   // the same kind needs no more.
   virtual size_t workspace_bytes(const MatMul& call) const = 0;
   virtual size_t workspace_bytes(const AttentionForward& call) const = 0;
+  virtual size_t workspace_bytes(const AttentionDecode& call) const = 0;
   virtual size_t workspace_bytes(const AttentionBackward& call) const = 0;
   virtual size_t workspace_bytes(const EmbeddingBackward& call) const = 0;
   virtual size_t workspace_bytes(const RmsNormBackward& call) const = 0;
+  virtual size_t workspace_bytes(const BiasBackward& call) const = 0;
   virtual size_t workspace_bytes(const CrossEntropy& call) const = 0;
   virtual void bind_workspace(void* pointer, size_t bytes) = 0;
 
@@ -183,7 +200,9 @@ class Backend {
   virtual void rmsnorm(const RmsNormForward& call) = 0;
   virtual void rmsnorm_backward(const RmsNormBackward& call) = 0;
   virtual void rope(const Rope& call) = 0;
+  virtual void bias_backward(const BiasBackward& call) = 0;
   virtual void attention(const AttentionForward& call) = 0;
+  virtual void attention_decode(const AttentionDecode& call) = 0;
   virtual void attention_backward(const AttentionBackward& call) = 0;
   virtual void swiglu(const SwiGluForward& call) = 0;
   virtual void swiglu_backward(const SwiGluBackward& call) = 0;

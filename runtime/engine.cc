@@ -14,6 +14,19 @@ DType model_dtype(const proto::RunConfig& config) {
   return config.model().dtype() == proto::WeightType::FP32 ? DType::kFP32 : DType::kBF16;
 }
 
+Recompute recompute(const proto::RunConfig& config) {
+  switch (config.model().recompute()) {
+    case proto::Recomputation::NONE:
+      return Recompute::kNone;
+    case proto::Recomputation::FEED_FORWARD:
+      return Recompute::kFeedForward;
+    case proto::Recomputation::FULL:
+      return Recompute::kFull;
+    default:
+      return Recompute::kElementwise;
+  }
+}
+
 WeightFormat weight_format(const proto::RunConfig& config) {
   if (model_dtype(config) == DType::kFP32) return WeightFormat::kFP32;
   switch (config.optimizer().master_weight_bits()) {
@@ -38,6 +51,15 @@ AdamWOptions adamw_options(const proto::RunConfig& config) {
       o.rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest : Rounding::kStochastic;
   options.seed = config.run().seed();
   return options;
+}
+
+RopeScaling rope_scaling(const proto::ModelSection& m) {
+  using Kind = RopeScaling::Kind;
+  return {.kind = m.rope_scaling() == proto::RopeScalingKind::LLAMA3 ? Kind::kLlama3 : Kind::kNone,
+          .factor = m.rope_scaling_factor(),
+          .low_frequency_factor = m.rope_low_frequency_factor(),
+          .high_frequency_factor = m.rope_high_frequency_factor(),
+          .original_positions = m.rope_original_positions()};
 }
 
 ShardLayout make_layout(const UpdateRule& rule, const std::vector<ParameterSpec>& parameters,
@@ -68,6 +90,9 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
       static_cast<int>(m.head_dim() > 0 ? m.head_dim() : m.hidden_size() / m.heads());
   options.feed_forward_size = m.feed_forward_size();
   options.rope_theta = m.rope_theta();
+  options.rope_scaling = rope_scaling(m);
+  options.max_position_embeddings = m.max_position_embeddings();
+  options.qkv_bias = m.qkv_bias();
   options.norm_epsilon = m.norm_epsilon();
   options.tied_embeddings = m.tied_embeddings();
   options.init_std = m.init_std();
@@ -97,7 +122,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining};
+                              ActivationUse::kTraining, recompute(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_adamw_rule(*backend_, adamw_options(config));
   layout_ = std::make_unique<ShardLayout>(

@@ -21,9 +21,10 @@ TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& co
   batch_ = use == Use::kBatches ? config.train().micro_batch() : 1;
   backend_ = make_cpu_backend({threads_of(config, communicator)});
   ledger_ = std::make_unique<MemoryLedger>(*backend_);
+  const ActivationUse activations =
+      use == Use::kBatches ? ActivationUse::kInference : ActivationUse::kGeneration;
   model_ = std::make_unique<Llama>(
-      *ledger_, options,
-      ActivationShape{batch_, config.train().sequence_length(), ActivationUse::kInference});
+      *ledger_, options, ActivationShape{batch_, config.train().sequence_length(), activations});
   std::vector<Tensor> weights;
   for (const ParameterSpec& parameter : model_->parameters()) {
     weights.push_back(

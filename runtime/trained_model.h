@@ -19,7 +19,8 @@ namespace flashshard {
 
 class TrainedModel {
  public:
-  enum class Use : uint8_t { kBatches, kOneSequence };
+  /// Losses of batches, or one text that grows token by token.
+  enum class Use : uint8_t { kBatches, kText };
 
   /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete).
   /// Throws Error(kUsage, kCheckpoint, kOutOfSpace). The communicator only tells how many ranks

@@ -24,7 +24,8 @@ WrittenText write_text(Model& model, data::Tokenizer& tokenizer, const Generatio
     throw Error(ExitCode::kUsage, "a prompt of no tokens", "--prompt",
                 "give at least one character");
   }
-  WrittenText written{request.prompt};
+  WrittenText written;
+  written.text = request.prompt;
   const auto show = [&](const std::string& text) {
     written.text += text;
     if (on_text && !text.empty()) on_text(text);
@@ -33,7 +34,7 @@ WrittenText write_text(Model& model, data::Tokenizer& tokenizer, const Generatio
   GenerationOptions options = request.options;
   options.vocabulary = identity.vocab_size;
   options.end_token = identity.end_of_document;
-  extend_text(model, tokens, options, [&](int32_t token) {
+  written.times = extend_text(model, tokens, options, [&](int32_t token) {
     written.ended = token == identity.end_of_document;
     if (!written.ended) show(stream.push(token));
   });

@@ -14,6 +14,7 @@ namespace flashshard {
 struct WrittenText {
   std::string text;    // the prompt and what was added
   bool ended = false;  // the model ended the document before the tokens were used up
+  GenerationTimes times;
 };
 
 /// Continues `request.prompt` with ids of the tokenizer until request.tokens are added or the model

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/attention_geometry.h"
 #include "kernels/cpu/cross_entropy.h"
 #include "kernels/cpu/embedding.h"
 #include "kernels/cpu/gemm.h"
@@ -24,9 +25,10 @@ using cpu::Workspace;
 
 constexpr std::align_val_t kAllocationAlignment{256};
 
-/// Partial sums of a norm's weight gradient: blocks of rows that depend on T alone, added in order.
-struct WeightGradientBlocks {
-  explicit WeightGradientBlocks(int64_t tokens)
+/// Partial sums of the gradient of a norm's weight or of a bias: blocks of rows that depend on T
+/// alone, added in order.
+struct SumBlocks {
+  explicit SumBlocks(int64_t tokens)
       : rows(std::max<int64_t>(128, (tokens + 63) / 64)), count((tokens + rows - 1) / rows) {}
   int64_t rows, count;
 };
@@ -76,6 +78,9 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionForward& call) const override {
     return attention_bytes(cpu::attention_forward_scratch(call.shape));
   }
+  size_t workspace_bytes(const AttentionDecode& call) const override {
+    return attention_bytes(cpu::attention_decode_scratch(call));
+  }
   size_t workspace_bytes(const AttentionBackward& call) const override {
     return attention_bytes(cpu::attention_backward_scratch(call.shape));
   }
@@ -84,7 +89,12 @@ class CpuBackend final : public Backend {
   }
   size_t workspace_bytes(const RmsNormBackward& call) const override {
     Workspace measure;
-    weight_gradient_sums(call, measure);
+    sums_over_tokens(call.x, measure);
+    return measure.used();
+  }
+  size_t workspace_bytes(const BiasBackward& call) const override {
+    Workspace measure;
+    sums_over_tokens(call.grad_out, measure);
     return measure.used();
   }
   size_t workspace_bytes(const CrossEntropy& call) const override {
@@ -109,29 +119,28 @@ class CpuBackend final : public Backend {
 
   void rmsnorm_backward(const RmsNormBackward& call) override {
     assert(call.x.dtype == call.weight.dtype && call.x.dtype == call.grad_x.dtype);
-    Workspace workspace = workspace_;
-    float* sums = weight_gradient_sums(call, workspace);
-    const int64_t tokens = call.x.shape[0];
-    const int64_t width = call.weight.shape[0];
-    const WeightGradientBlocks blocks(tokens);
-    pool_.run(blocks.count, [&](int64_t block, int) {
-      float* sum = sums + block * width;
-      std::fill(sum, sum + width, 0.0f);
-      const int64_t first = block * blocks.rows;
-      cpu::rmsnorm_backward_rows(call, {first, std::min(tokens, first + blocks.rows)}, sum);
+    sum_over_tokens(call.grad_weight, call.x, [&](cpu::Range rows, float* sum) {
+      cpu::rmsnorm_backward_rows(call, rows, sum);
     });
-    for (int64_t block = 1; block < blocks.count; ++block) {
-      cpu::add_widened(sums + block * width, DType::kFP32, sums, width);
-    }
-    if (blocks.count > 0)
-      cpu::add_rounded(sums, call.grad_weight.data, call.grad_weight.dtype, width);
   }
 
   void rope(const Rope& call) override {
     assert(call.head_dim % 2 == 0 && call.sequence_length > 0);
+    assert(!call.bias || (!call.inverse && call.bias.dtype == call.qkv.dtype &&
+                          call.bias.elements() == call.qkv.shape[1]));
     assert(call.cosine_sine.shape[0] >=
            call.first_position + std::min(call.sequence_length, call.qkv.shape[0]));
     for_rows(call.qkv.shape[0], [&](cpu::Range rows) { cpu::rope_rows(call, rows); });
+  }
+
+  void bias_backward(const BiasBackward& call) override {
+    assert(call.grad_bias.elements() == call.grad_out.shape[1]);
+    const Tensor& out = call.grad_out;
+    sum_over_tokens(call.grad_bias, out, [&](cpu::Range rows, float* sum) {
+      for (int64_t t = rows.first; t < rows.last; ++t) {
+        cpu::add_widened(out.row_range(t, 1).data, out.dtype, sum, out.shape[1]);
+      }
+    });
   }
 
   void attention(const AttentionForward& call) override {
@@ -139,6 +148,15 @@ class CpuBackend final : public Backend {
     for_heads(
         call.shape, cpu::attention_forward_scratch(call.shape),
         [&](int64_t task, float* scratch) { cpu::attention_forward_task(call, task, scratch); });
+  }
+  void attention_decode(const AttentionDecode& call) override {
+    const AttentionShape shape = cpu::shape_of(call);
+    assert(shape.sequence_length > 0 && shape.heads % shape.kv_heads == 0);
+    assert(call.out.shape[1] == int64_t{shape.heads} * shape.head_dim);
+    assert(call.keys_values.shape[1] == int64_t{2 * shape.kv_heads} * shape.head_dim);
+    for_heads(shape, cpu::attention_decode_scratch(call), [&](int64_t task, float* scratch) {
+      cpu::attention_decode_task(call, task, scratch);
+    });
   }
   void attention_backward(const AttentionBackward& call) override {
     check_shape(call.shape, call.qkv);
@@ -193,9 +211,30 @@ class CpuBackend final : public Backend {
     return measure.used();
   }
 
-  static float* weight_gradient_sums(const RmsNormBackward& call, Workspace& workspace) {
-    const WeightGradientBlocks blocks(call.x.shape[0]);
-    return workspace.take<float>(static_cast<size_t>(blocks.count * call.weight.shape[0]));
+  static float* sums_over_tokens(const Tensor& rows, Workspace& workspace) {
+    return workspace.take<float>(
+        static_cast<size_t>(SumBlocks(rows.shape[0]).count * rows.shape[1]));
+  }
+
+  /// gradient (N) += the sum over the rows of `terms` (T, N), which `add(rows, sum)` forms for a
+  /// range of them.
+  template <class Add>
+  void sum_over_tokens(const Tensor& gradient, const Tensor& terms, Add add) {
+    Workspace workspace = workspace_;
+    float* sums = sums_over_tokens(terms, workspace);
+    const int64_t tokens = terms.shape[0];
+    const int64_t width = terms.shape[1];
+    const SumBlocks blocks(tokens);
+    pool_.run(blocks.count, [&](int64_t block, int) {
+      float* sum = sums + block * width;
+      std::fill(sum, sum + width, 0.0f);
+      const int64_t first = block * blocks.rows;
+      add(cpu::Range{first, std::min(tokens, first + blocks.rows)}, sum);
+    });
+    for (int64_t block = 1; block < blocks.count; ++block) {
+      cpu::add_widened(sums + block * width, DType::kFP32, sums, width);
+    }
+    if (blocks.count > 0) cpu::add_rounded(sums, gradient.data, gradient.dtype, width);
   }
 
   cpu::ThreadPool pool_;

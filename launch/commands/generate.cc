@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -18,15 +20,22 @@ struct GenerateArguments {
 
 ExitCode run(const GenerateArguments& arguments) {
   const auto alone = std::move(make_thread_communicators(1).front());
-  TrainedModel model(arguments.checkpoint, *alone, TrainedModel::Use::kOneSequence);
+  TrainedModel model(arguments.checkpoint, *alone, TrainedModel::Use::kText);
   const auto tokenizer = arguments.tokenizer.empty() ? model.open_tokenizer()
                                                      : data::make_tokenizer(arguments.tokenizer);
   std::fputs(arguments.request.prompt.c_str(), stdout);
-  write_text(model.model(), *tokenizer, arguments.request, [](std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
-  });
+  const WrittenText written =
+      write_text(model.model(), *tokenizer, arguments.request, [](std::string_view text) {
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        std::fflush(stdout);
+      });
   std::fputc('\n', stdout);
+  std::fflush(stdout);
+  const GenerationTimes& times = written.times;
+  if (times.tokens > 0) {
+    fmt::print(stderr, "prompt read in {:.1f} ms, then {:.0f} tokens per second\n",
+               1e3 * times.prompt_seconds, times.tokens_per_second());
+  }
   return ExitCode::kDone;
 }
 

@@ -98,15 +98,38 @@ std::string markdown_of(const SettingField& field) {
                      field.setting().fixed_at_resume() ? "fixed" : "", meaning);
 }
 
+/// The fields that a preset sets, as "name: value".
+std::string fields_of(const proto::ModelPreset& preset) {
+  proto::RunConfig config;
+  *config.mutable_model() = preset.model();
+  std::string text;
+  for (const SettingField& field : config::setting_fields()) {
+    if (field.section->name() != "model" || !config::is_set(config, field)) continue;
+    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", field.field->name(),
+                        config::value_text(config, field));
+  }
+  return text;
+}
+
 std::string presets_markdown() {
   std::string text =
       "\n## Presets of `model.preset`\n\n"
-      "| name | hidden_size | layers | heads | kv_heads | feed_forward_size | for |\n"
-      "| --- | --- | --- | --- | --- | --- | --- |\n";
+      "Parameters are counted over the 256 bytes where a preset leaves `vocab_size` to the "
+      "data.\n\n"
+      "| name | for | parameters | sets |\n| --- | --- | --- | --- |\n";
   for (const auto& preset : config::model_presets()) {
-    text += fmt::format("| `{}` | {} | {} | {} | {} | {} | {} |\n", preset.name, preset.hidden_size,
-                        preset.layers, preset.heads, preset.kv_heads, preset.feed_forward_size,
-                        preset.purpose);
+    text += fmt::format("| `{}` | {} | {} | {} |\n", preset.name(), preset.purpose(),
+                        preset.parameters(), fields_of(preset));
+  }
+  return text;
+}
+
+std::string presets_help() {
+  std::string text = "\npresets: values of model.preset, with the parameters they make\n";
+  for (const auto& preset : config::model_presets()) {
+    text += fmt::format("  {} ({} parameters): {}\n", preset.name(), preset.parameters(),
+                        preset.purpose()) +
+            wrapped(fields_of(preset), 6);
   }
   return text;
 }
@@ -124,7 +147,7 @@ std::string field_help() {
     }
     text += help_of(field);
   }
-  return text;
+  return text + presets_help();
 }
 
 std::string configuration_markdown() {

@@ -6,7 +6,7 @@
 
 namespace flashshard {
 
-/// Sections and fields as plain text, at most 100 columns wide.
+/// Sections, fields and presets as plain text, at most 100 columns wide.
 std::string field_help();
 
 /// docs/configuration.md. `flashshard_config_reference docs/configuration.md` writes it, a test

@@ -52,7 +52,7 @@ bool in_range(double value, const proto::Setting& setting) {
   std::string hint = "set it in the file or with --set " + field.path + "=...";
   if (field.section->name() == "model") {
     hint += ", or take a shape by model.preset:";
-    for (const ModelPreset& preset : model_presets()) hint += fmt::format(" {}", preset.name);
+    for (const proto::ModelPreset& preset : model_presets()) hint += " " + preset.name();
   }
   throw Error(ExitCode::kUsage, field.path + " is not set and has no default", source, hint);
 }
@@ -87,6 +87,25 @@ Violation head_dim_is_even(const proto::RunConfig& config) {
       "model.hidden_size ({}) / model.heads ({}) is {} and must be even: rotary embedding turns "
       "pairs",
       model.hidden_size(), model.heads(), head_dim);
+}
+
+Violation rope_bands_are_ordered(const proto::RunConfig& config) {
+  const auto& model = config.model();
+  if (model.rope_scaling() != proto::RopeScalingKind::LLAMA3) return {};
+  if (model.rope_low_frequency_factor() < model.rope_high_frequency_factor()) return {};
+  return fmt::format(
+      "model.rope_low_frequency_factor ({}) must be below model.rope_high_frequency_factor ({})",
+      model.rope_low_frequency_factor(), model.rope_high_frequency_factor());
+}
+
+Violation sequence_fits_positions(const proto::RunConfig& config) {
+  const int64_t positions = config.model().max_position_embeddings();
+  const int64_t length = config.train().sequence_length();
+  if (positions == 0 || length <= positions) return {};
+  return fmt::format(
+      "train.sequence_length ({}) must be at most model.max_position_embeddings ({}), the longest "
+      "sequence that the model is made for",
+      length, positions);
 }
 
 Violation micro_batch_divides_global_batch(const proto::RunConfig& config) {
@@ -168,6 +187,12 @@ constexpr std::array kRules = {
               heads_divide_hidden_size},
     FieldRule{"The width of a head, given or `model.hidden_size` / `model.heads`, is even.",
               head_dim_is_even},
+    FieldRule{"With `model.rope_scaling` LLAMA3, `model.rope_low_frequency_factor` is below "
+              "`model.rope_high_frequency_factor`.",
+              rope_bands_are_ordered},
+    FieldRule{
+        "`train.sequence_length` is at most `model.max_position_embeddings`, unless that is 0.",
+        sequence_fits_positions},
     FieldRule{"`train.global_batch` is a multiple of `train.micro_batch`.",
               micro_batch_divides_global_batch},
     FieldRule{"`train.micro_batch` x `train.sequence_length` is at most 2^26 tokens.",

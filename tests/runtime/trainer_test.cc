@@ -174,6 +174,19 @@ TEST_F(Runs, InTheirReferencesFormatsAlsoLearn) {
   }
 }
 
+TEST_F(Runs, OfModelsWithBiasesAndScaledFrequenciesResumeToTheSameBits) {
+  const std::vector<std::string> qwen = {"model.qkv_bias=true", "model.rope_scaling=LLAMA3",
+                                         "model.rope_original_positions=32",
+                                         "model.max_position_embeddings=32"};
+  ASSERT_EQ(run(2, config("whole", qwen)), ExitCode::kDone);
+  EXPECT_LT(metrics("whole").back()["loss"].get<double>(),
+            0.7 * metrics("whole").front()["loss"].get<double>());
+  EXPECT_TRUE(checkpoint::verify((folder_ / "whole").string()).findings.empty());
+  const auto older = (folder_ / "whole" / "checkpoints" / "step-00000010").string();
+  ASSERT_EQ(run(2, config("branch", qwen), older), ExitCode::kDone);
+  EXPECT_EQ(hash("branch"), hash("whole"));
+}
+
 class Resumed : public Runs, public ::testing::WithParamInterface<int> {};
 
 TEST_P(Resumed, RunEndsWithTheBitsOfTheOneLeftAlone) {
@@ -345,7 +358,7 @@ TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
     });
   }
   const auto alone = std::move(make_thread_communicators(1).front());
-  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kOneSequence);
+  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kText);
   const auto tokenizer = model.open_tokenizer();
   GenerationRequest request;
   request.prompt = "and the ";
@@ -386,7 +399,7 @@ class Documents : public Runs {
   }
   WrittenText write(const std::string& run, const std::string& prompt) const {
     const auto alone = std::move(make_thread_communicators(1).front());
-    TrainedModel model((folder_ / run).string(), *alone, TrainedModel::Use::kOneSequence);
+    TrainedModel model((folder_ / run).string(), *alone, TrainedModel::Use::kText);
     GenerationRequest request;
     request.prompt = prompt;
     request.options.tokens = 30;

@@ -111,6 +111,7 @@ class Everything {
     norm();
     head();
     embedding();
+    bias();
     return std::move(results_);
   }
 
@@ -183,6 +184,13 @@ class Everything {
                                     .tokens = tokens.tensor()};
     backend_.bind(call).embedding_backward(call);
     results_.push_back(grad_table.values());
+  }
+
+  void bias() {
+    Array grad_out = random_.array(dtype_, {1000, 24}), grad_bias(DType::kFP32, {24});
+    const BiasBackward call = {.grad_bias = grad_bias.tensor(), .grad_out = grad_out.tensor()};
+    backend_.bind(call).bias_backward(call);
+    results_.push_back(grad_bias.values());
   }
 
   DType dtype_;

@@ -1,4 +1,4 @@
-// Rotary embedding in place on q‖k‖v, half-split pairs.
+// Rotary embedding in place on q‖k‖v, half-split pairs, with and without biases.
 #include "operation_test.h"
 
 namespace flashshard::test {
@@ -69,6 +69,48 @@ TEST_P(RotaryEmbedding, RotatesQueriesAndKeysByTheirPositionAndLeavesValues) {
     const Values expected = rotated(qkv.values(), s, 1);
     backend_->rope(call_of(s, qkv, cosine_sine, false));
     expect_close(qkv.values(), expected, close(), "qkv");
+  }
+}
+
+TEST_P(RotaryEmbedding, AddsTheBiasBeforeItRotatesAndToValuesAsWell) {
+  for (const Shape& s : kShapes) {
+    const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+    Array cosine_sine = table(s);
+    Array qkv = random_.array(dtype(), {s.sequences * s.sequence_length, width});
+    Array bias = random_.array(dtype(), {width});
+    Values sum = qkv.values();
+    const Values added = bias.values();
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += added[i % added.size()];
+    Rope call = call_of(s, qkv, cosine_sine, false);
+    call.bias = bias.tensor();
+    backend_->rope(call);
+    expect_close(qkv.values(), rotated(sum, s, 1), close(), "qkv");
+  }
+}
+
+// The gradient of q‖k‖v before the rotation is that of every row's bias, too.
+TEST_P(RotaryEmbedding, TheGradientOfTheBiasIsTheSumOverTokensOfTheInverse) {
+  for (const DType gradient_dtype : {dtype(), DType::kFP32}) {
+    for (const Shape& s : kShapes) {
+      const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+      Array cosine_sine = table(s);
+      Array gradient = random_.array(dtype(), {s.sequences * s.sequence_length, width});
+      Array grad_bias = random_.array(gradient_dtype, {width});
+      const Values upstream = gradient.values(), before = grad_bias.values();
+      const Values qkv = random_.normal(gradient.elements()), point = random_.normal(width);
+      backend_->rope(call_of(s, gradient, cosine_sine, true));
+      const BiasBackward call = {.grad_bias = grad_bias.tensor(), .grad_out = gradient.tensor()};
+      backend_.bind(call).bias_backward(call);
+      const auto loss = [&](const Values& bias) {
+        Values sum = qkv;
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] += bias[i % bias.size()];
+        return dot(rotated(sum, s, 1), upstream) + dot(bias, before);
+      };
+      // Each of the T terms was rounded to the storage type by the inverse rotation.
+      const Tolerance each = close();
+      expect_gradient(grad_bias.values(), loss, point, {each.relative, 3 * each.of_rms},
+                      "grad_bias");
+    }
   }
 }
 

@@ -2,9 +2,12 @@
 #include "runtime/config/run_config.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -12,6 +15,7 @@
 #include "runtime/config/presets.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/validation.h"
+#include "runtime/engine.h"
 #include "tests/runtime/config/config_text.h"
 
 namespace flashshard {
@@ -110,22 +114,91 @@ TEST_P(MasterWeightTest, EveryWidthGoesWithFp32StateOverBf16Weights) {
 }
 INSTANTIATE_TEST_SUITE_P(Bits, MasterWeightTest, ::testing::Values(0, 24, 32));
 
-class PresetTest : public ::testing::TestWithParam<config::ModelPreset> {};
+class PresetTest : public ::testing::TestWithParam<proto::ModelPreset> {};
 TEST_P(PresetTest, IsAWholeShapeThatSatisfiesEveryRule) {
-  const auto& preset = GetParam();
-  const auto config = parsed(kMinimalText, {"model.preset=" + std::string(preset.name)});
-  EXPECT_EQ(config.model().hidden_size(), preset.hidden_size);
-  EXPECT_EQ(config.model().layers(), preset.layers);
-  EXPECT_EQ(config.model().heads(), preset.heads);
-  EXPECT_EQ(config.model().kv_heads(), preset.kv_heads);
-  EXPECT_EQ(config.model().feed_forward_size(), preset.feed_forward_size);
+  const proto::ModelPreset& preset = GetParam();
+  const auto config = parsed(kMinimalText, {"model.preset=" + preset.name()});
+  proto::RunConfig set_by_preset;
+  *set_by_preset.mutable_model() = preset.model();
+  for (const auto& field : config::setting_fields()) {
+    if (!config::is_set(set_by_preset, field) || field.section->name() != "model") continue;
+    EXPECT_EQ(config::value_text(config, field), config::value_text(set_by_preset, field))
+        << field.path;
+  }
+}
+TEST_P(PresetTest, HasAsManyParametersAsItSays) {
+  const auto config = parsed(kMinimalText, {"model.preset=" + GetParam().name()});
+  EXPECT_EQ(llama_parameter_count(llama_options(config, 256)), GetParam().parameters());
 }
 INSTANTIATE_TEST_SUITE_P(Presets, PresetTest,
                          ::testing::ValuesIn(config::model_presets().begin(),
                                              config::model_presets().end()),
                          [](const auto& preset) {
-                           return "shape_" + std::string(preset.param.name);
+                           std::string name = "shape_" + preset.param.name();
+                           std::ranges::replace_if(
+                               name, [](char c) { return c == '.' || c == '-'; }, '_');
+                           return name;
                          });
+
+struct PublishedModel {
+  std::string preset;
+  int64_t parameters;
+};
+class PublishedModelTest : public ::testing::TestWithParam<PublishedModel> {};
+TEST_P(PublishedModelTest, IsAPresetWithThePublishedNumberOfParameters) {
+  const auto config = parsed(kMinimalText, {"model.preset=" + GetParam().preset});
+  const int64_t parameters = llama_parameter_count(llama_options(config, 0));
+  // The number is published in full, or in millions.
+  const bool in_full = GetParam().parameters > 100000;
+  EXPECT_EQ(in_full ? parameters : std::llround(static_cast<double>(parameters) / 1e6),
+            GetParam().parameters);
+}
+INSTANTIATE_TEST_SUITE_P(Models, PublishedModelTest,
+                         ::testing::Values(PublishedModel{"llama-60m", 58},
+                                           PublishedModel{"llama-130m", 134},
+                                           PublishedModel{"llama-350m", 368},
+                                           PublishedModel{"llama-1b", 1339},
+                                           PublishedModel{"llama-7b", 6738415616},
+                                           PublishedModel{"llama-3.2-1b", 1235814400},
+                                           PublishedModel{"llama-3.1-8b", 8030261248},
+                                           PublishedModel{"qwen2.5-0.5b", 494032768},
+                                           PublishedModel{"qwen2.5-1.5b", 1543714304},
+                                           PublishedModel{"qwen2.5-7b", 7615616512}),
+                         [](const auto& test) {
+                           std::string name = test.param.preset;
+                           std::ranges::replace_if(
+                               name, [](char c) { return c == '.' || c == '-'; }, '_');
+                           return name;
+                         });
+
+TEST(PresetFilesTest, EachHoldsAFamilyWithItsSource) {
+  size_t presets = 0;
+  for (const config::PresetFile& file : config::preset_files()) {
+    proto::PresetFamily family;
+    ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(std::string(file.text), &family))
+        << file.name;
+    EXPECT_FALSE(family.source().empty()) << file.name;
+    EXPECT_GT(family.preset_size(), 0) << file.name;
+    presets += static_cast<size_t>(family.preset_size());
+  }
+  EXPECT_EQ(presets, config::model_presets().size());
+}
+
+TEST(RunConfigTest, TakesEveryFieldOfAPresetFromItAndLetsOneBeChanged) {
+  const auto llama = parsed(kMinimalText, {"model.preset=llama-3.2-1b", "model.vocab_size=0",
+                                           "model.rope_scaling_factor=16"});
+  EXPECT_EQ(llama.model().rope_scaling(), proto::RopeScalingKind::LLAMA3);
+  EXPECT_EQ(llama.model().rope_scaling_factor(), 16);
+  EXPECT_EQ(llama.model().vocab_size(), 0);
+  EXPECT_TRUE(llama.model().tied_embeddings());
+  const LlamaOptions options = llama_options(llama, 256);
+  EXPECT_EQ(options.rope_scaling.kind, RopeScaling::Kind::kLlama3);
+  EXPECT_EQ(options.rope_scaling.factor, 16);
+  EXPECT_EQ(options.rope_scaling.original_positions, 8192);
+  EXPECT_EQ(options.max_position_embeddings, 131072);
+  EXPECT_FALSE(options.qkv_bias);
+  EXPECT_TRUE(llama_options(parsed(kMinimalText, {"model.preset=qwen2.5-0.5b"}), 0).qkv_bias);
+}
 
 TEST(RunConfigTest, ComesBackUnchangedFromItsText) {
   const auto config = parsed(

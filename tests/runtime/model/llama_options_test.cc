@@ -72,9 +72,29 @@ TEST(LlamaParameters, StoreMatricesReadTogetherAsOneWithNamedParts) {
   const ParameterSpec& gate_up = named(list, "model.layers.0.mlp.gate_up_proj.weight");
   ASSERT_EQ(gate_up.parts.size(), 2u);
   EXPECT_EQ(gate_up.parts[0].name, "model.layers.0.mlp.gate_proj.weight");
+}
 
-  // Parts cover every row of their tensor once.
-  for (const ParameterSpec& p : list) {
+TEST(LlamaParameters, NameTheBiasesOfQueryKeyAndValueAsPartsOfOneVector) {
+  LlamaOptions o = options(true);
+  o.qkv_bias = true;
+  const auto list = llama_parameters(o);
+  EXPECT_EQ(list.size(), llama_parameters(options(true)).size() + 2);
+  const ParameterSpec& bias = named(list, "model.layers.1.self_attn.qkv_proj.bias");
+  EXPECT_EQ(bias.rows, (4 + 2 * 2) * 10);
+  EXPECT_EQ(bias.cols, 1);
+  EXPECT_EQ(bias.role, ParameterRole::kVector);
+  EXPECT_FALSE(bias.decay);
+  EXPECT_EQ(bias.layer, 2);
+  ASSERT_EQ(bias.parts.size(), 3u);
+  EXPECT_EQ(bias.parts[0].name, "model.layers.1.self_attn.q_proj.bias");
+  EXPECT_EQ(bias.parts[1].first_row, 40);
+  EXPECT_EQ(bias.parts[2].name, "model.layers.1.self_attn.v_proj.bias");
+}
+
+TEST(LlamaParameters, CoverEveryRowOfATensorWithItsPartsOnce) {
+  LlamaOptions o = options(false);
+  o.qkv_bias = true;
+  for (const ParameterSpec& p : llama_parameters(o)) {
     int64_t next = 0;
     for (const ParameterPart& part : p.parts) {
       EXPECT_EQ(part.first_row, next) << part.name;
@@ -110,9 +130,13 @@ TEST(LlamaParameters, LayersRiseFromTheEmbeddingToTheHead) {
 
 TEST(LlamaParameterCount, IsTheSumOverTheList) {
   for (const bool tied : {false, true}) {
-    int64_t sum = 0;
-    for (const ParameterSpec& p : llama_parameters(options(tied))) sum += p.elements();
-    EXPECT_EQ(llama_parameter_count(options(tied)), sum);
+    for (const bool bias : {false, true}) {
+      LlamaOptions o = options(tied);
+      o.qkv_bias = bias;
+      int64_t sum = 0;
+      for (const ParameterSpec& p : llama_parameters(o)) sum += p.elements();
+      EXPECT_EQ(llama_parameter_count(o), sum);
+    }
   }
 }
 
@@ -141,16 +165,18 @@ TEST(LlamaFlops, CountSixPerMultipliedParameterAndAttention) {
   EXPECT_EQ(llama_flops_per_token(untied, 128), llama_flops_per_token(tied, 128));
 }
 
-TEST(LlamaInitialization, NormsAreOneAndResidualProjectionsAreScaledDown) {
-  const LlamaOptions o = options(false);
+TEST(LlamaInitialization, NormsAreOneBiasesZeroAndResidualProjectionsScaledDown) {
+  LlamaOptions o = options(false);
+  o.qkv_bias = true;
   const auto list = llama_parameters(o);
   for (size_t t = 0; t < list.size(); ++t) {
     const Initialization init = llama_initialization(o, static_cast<int>(t));
     const std::string& name = list[t].name;
-    const bool norm = list[t].role == ParameterRole::kVector;
+    const bool vector = list[t].role == ParameterRole::kVector;
+    const bool bias = name.find("bias") != name.npos;
     const bool residual = name.find("o_proj") != name.npos || name.find("down_proj") != name.npos;
-    EXPECT_EQ(init.mean, norm ? 1.0 : 0.0) << name;
-    EXPECT_DOUBLE_EQ(init.standard_deviation, norm ? 0 : residual ? 0.02 / 2 : 0.02) << name;
+    EXPECT_EQ(init.mean, vector && !bias ? 1.0 : 0.0) << name;
+    EXPECT_DOUBLE_EQ(init.standard_deviation, vector ? 0 : residual ? 0.02 / 2 : 0.02) << name;
   }
 }
 
@@ -175,24 +201,42 @@ TEST_P(LlamaValidation, NamesTheFieldThatIsOutOfRange) {
   }
 }
 
+/// Options with llama3's scaling, one part of it changed.
+template <class Change>
+std::function<void(LlamaOptions&)> scaling(Change change) {
+  return [change](LlamaOptions& o) {
+    o.rope_scaling.kind = RopeScaling::Kind::kLlama3;
+    validate(o);
+    change(o.rope_scaling);
+  };
+}
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 INSTANTIATE_TEST_SUITE_P(
     Fields, LlamaValidation,
-    ::testing::Values(BadField{"vocab_size", [](auto& o) { o.vocab_size = 0; }},
-                      BadField{"vocab_size", [](auto& o) { o.vocab_size = int64_t{1} << 40; }},
-                      BadField{"hidden_size", [](auto& o) { o.hidden_size = -32; }},
-                      BadField{"layers", [](auto& o) { o.layers = 0; }},
-                      BadField{"heads", [](auto& o) { o.heads = 0; }},
-                      BadField{"kv_heads", [](auto& o) { o.kv_heads = 0; }},
-                      BadField{"kv_heads", [](auto& o) { o.kv_heads = 3; }},
-                      BadField{"head_dim", [](auto& o) { o.head_dim = 0; }},
-                      BadField{"head_dim", [](auto& o) { o.head_dim = 9; }},
-                      BadField{"feed_forward_size", [](auto& o) { o.feed_forward_size = 0; }},
-                      BadField{"rope_theta", [](auto& o) { o.rope_theta = 0; }},
-                      BadField{"rope_theta", [](auto& o) { o.rope_theta = kNaN; }},
-                      BadField{"norm_epsilon", [](auto& o) { o.norm_epsilon = 0; }},
-                      BadField{"init_std", [](auto& o) { o.init_std = -1; }},
-                      BadField{"dtype", [](auto& o) { o.dtype = DType::kINT8; }}),
+    ::testing::Values(
+        BadField{"vocab_size", [](auto& o) { o.vocab_size = 0; }},
+        BadField{"vocab_size", [](auto& o) { o.vocab_size = int64_t{1} << 40; }},
+        BadField{"hidden_size", [](auto& o) { o.hidden_size = -32; }},
+        BadField{"layers", [](auto& o) { o.layers = 0; }},
+        BadField{"heads", [](auto& o) { o.heads = 0; }},
+        BadField{"kv_heads", [](auto& o) { o.kv_heads = 0; }},
+        BadField{"kv_heads", [](auto& o) { o.kv_heads = 3; }},
+        BadField{"head_dim", [](auto& o) { o.head_dim = 0; }},
+        BadField{"head_dim", [](auto& o) { o.head_dim = 9; }},
+        BadField{"feed_forward_size", [](auto& o) { o.feed_forward_size = 0; }},
+        BadField{"rope_theta", [](auto& o) { o.rope_theta = 0; }},
+        BadField{"rope_theta", [](auto& o) { o.rope_theta = kNaN; }},
+        BadField{"rope_scaling_factor", scaling([](auto& s) { s.factor = 0.5; })},
+        BadField{"rope_scaling_factor", scaling([](auto& s) { s.factor = kNaN; })},
+        BadField{"rope_low_frequency_factor", scaling([](auto& s) { s.low_frequency_factor = 4; })},
+        BadField{"rope_low_frequency_factor",
+                 scaling([](auto& s) { s.high_frequency_factor = kNaN; })},
+        BadField{"rope_original_positions", scaling([](auto& s) { s.original_positions = 0; })},
+        BadField{"max_position_embeddings", [](auto& o) { o.max_position_embeddings = -1; }},
+        BadField{"norm_epsilon", [](auto& o) { o.norm_epsilon = 0; }},
+        BadField{"init_std", [](auto& o) { o.init_std = -1; }},
+        BadField{"dtype", [](auto& o) { o.dtype = DType::kINT8; }}),
     [](const auto& test) { return test.param.field + std::to_string(test.index); });
 
 }  // namespace

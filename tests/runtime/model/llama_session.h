@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -52,11 +53,15 @@ inline uint32_t golden_hash(uint32_t x) {
   for (int round = 0; round < 2; ++round) x = ((x >> 16) ^ x) * 0x45d9f3bu;
   return (x >> 16) ^ x;
 }
-/// Values exact in bf16, a function of (tensor, element).
-inline float golden_weight(size_t tensor, size_t element, ParameterRole role) {
+inline bool is_bias(const ParameterSpec& parameter) { return parameter.name.ends_with(".bias"); }
+/// Values exact in bf16, a function of (tensor, element): matrices around 0, norms around 1, biases
+/// around 0.
+inline float golden_weight(size_t tensor, size_t element, const ParameterSpec& parameter) {
   const uint32_t h = golden_hash(static_cast<uint32_t>(element) * 2654435761u +
                                  97531u * (static_cast<uint32_t>(tensor) + 1));
-  if (role == ParameterRole::kVector) return 1.0f + (static_cast<float>(h & 63) - 32.0f) / 128.0f;
+  if (parameter.role == ParameterRole::kVector) {
+    return (is_bias(parameter) ? 0.0f : 1.0f) + (static_cast<float>(h & 63) - 32.0f) / 128.0f;
+  }
   return (static_cast<float>(h & 255) - 128.0f) / 256.0f;
 }
 
@@ -99,8 +104,9 @@ inline TokenBatch make_batch(int64_t vocabulary, int64_t sequences, int64_t leng
 
 class LlamaSession {
  public:
-  LlamaSession(const LlamaOptions& options, const ActivationShape& shape, DType gradient_dtype)
-      : backend_(make_cpu_backend({.threads = 1})),
+  LlamaSession(const LlamaOptions& options, const ActivationShape& shape, DType gradient_dtype,
+               std::unique_ptr<Backend> backend = make_cpu_backend({.threads = 1}))
+      : backend_(std::move(backend)),
         ledger_(std::make_unique<MemoryLedger>(*backend_)),
         model_(std::make_unique<Llama>(*ledger_, options, shape)) {
     for (const ParameterSpec& p : model_->parameters()) {
@@ -109,7 +115,7 @@ class LlamaSession {
           ledger_->tensor(MemoryClass::kGradients, gradient_dtype, {p.rows, p.cols}));
       std::vector<float> values(static_cast<size_t>(p.elements()));
       for (size_t e = 0; e < values.size(); ++e) {
-        values[e] = golden_weight(weights_.size() - 1, e, p.role);
+        values[e] = golden_weight(weights_.size() - 1, e, p);
       }
       write_values(weights_.back(), values);
     }

@@ -20,13 +20,15 @@ using ::testing::HasSubstr;
 
 class LlamaTest : public ::testing::TestWithParam<bool> {
  protected:
-  // Query heads x head_dim differs from the hidden size, so a swapped dimension shows.
+  // Query heads x head_dim differs from the hidden size, so a swapped dimension shows. Tied with
+  // biases as the small Qwen2.5, untied without as Llama 3.
   static LlamaOptions options(bool tied, DType dtype) {
     LlamaOptions o = tiny_options(tied, dtype);
     o.head_dim = 6;
     o.heads = 6;
     o.kv_heads = 3;
     o.layers = 3;
+    o.qkv_bias = tied;
     return o;
   }
   LlamaSession session(DType dtype = DType::kFP32, DType gradient_dtype = DType::kFP32) const {
@@ -379,6 +381,17 @@ TEST(LlamaRefuses, ToRunUnboundOrToBePlannedForNothing) {
   EXPECT_EQ(refusal([&] { unbound.next_token_logits(prompt); }).first, ExitCode::kInternal);
   EXPECT_EQ(refusal([&] { Llama(ledger, options, {0, 8}); }).first, ExitCode::kUsage);
   EXPECT_EQ(refusal([&] { Llama(ledger, options, {1, 0}); }).first, ExitCode::kUsage);
+}
+
+TEST(LlamaRefuses, SequencesLongerThanItsPositions) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  MemoryLedger ledger(*backend);
+  LlamaOptions options = tiny_options(true, DType::kFP32);
+  options.max_position_embeddings = 8;
+  EXPECT_EQ(Llama(ledger, options, {2, 8}).maximum_sequence_length(), 8);
+  const auto [code, text] = refusal([&] { Llama(ledger, options, {1, 9}); });
+  EXPECT_EQ(code, ExitCode::kUsage);
+  EXPECT_THAT(text, HasSubstr("a sequence of 9 tokens is longer than the model's 8 positions"));
 }
 
 }  // namespace
