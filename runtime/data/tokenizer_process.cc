@@ -6,6 +6,7 @@
 #include <spawn.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -110,6 +111,13 @@ void TokenizerProcess::start() {
   }
   connection_ = FileDescriptor(ends[0]);
   const FileDescriptor theirs(ends[1]);
+  // A program that does not read must not hold us up any longer than one that does not answer.
+  const auto microseconds =
+      std::chrono::duration_cast<std::chrono::microseconds>(options_.deadline).count();
+  const timeval limit = {.tv_sec = microseconds / 1'000'000, .tv_usec = microseconds % 1'000'000};
+  if (::setsockopt(ends[0], SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0) {
+    throw_system_error("set a deadline");
+  }
   errors_ = FileDescriptor(::memfd_create("tokenizer-stderr", MFD_CLOEXEC));
   if (errors_.get() < 0) throw_system_error("make a file");
 
@@ -151,6 +159,7 @@ void TokenizerProcess::send(std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t sent = ::send(connection_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
+    if (sent < 0 && errno == EAGAIN) fail_late();
     if (sent < 0) fail("it ended before its work was done");
     bytes.remove_prefix(static_cast<size_t>(sent));
   }
@@ -164,9 +173,7 @@ void TokenizerProcess::receive(void* bytes, size_t size) {
     pollfd readable = {.fd = connection_.get(), .events = POLLIN, .revents = 0};
     const int ready = ::poll(&readable, 1, static_cast<int>(std::max<int64_t>(0, left.count())));
     if (ready < 0 && errno == EINTR) continue;
-    if (ready == 0) {
-      fail(fmt::format("it has not answered for {} seconds", options_.deadline.count()));
-    }
+    if (ready == 0) fail_late();
     const ssize_t count = ::recv(connection_.get(), out, size, 0);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) fail("it ended before its work was done");
@@ -214,6 +221,10 @@ void TokenizerProcess::fail(const std::string& what) {
               fmt::format("the {} tokenizer's process failed: {}", options_.kind,
                           words.empty() ? what : fmt::format("{} ({})", what, words)),
               options_.files.front().string());
+}
+
+void TokenizerProcess::fail_late() {
+  fail(fmt::format("it has not answered for {} seconds", options_.deadline.count()));
 }
 
 std::vector<std::vector<int32_t>> TokenizerProcess::encode(

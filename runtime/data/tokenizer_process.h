@@ -47,6 +47,7 @@ class TokenizerProcess : public Tokenizer {
   void expect_success();
   /// Throws for a program that is gone: its last words if it said any.
   [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail_late();
   std::string last_words() const;
 
   Options options_;
