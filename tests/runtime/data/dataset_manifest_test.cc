@@ -47,6 +47,13 @@ TEST(DatasetManifest, FingerprintFollowsTheTokensAndNotTheSources) {
   EXPECT_NE(other.fingerprint(), example().fingerprint());
 }
 
+TEST(DatasetManifest, KnowsTheBytesOfATokenOfTheByteVocabularyAlone) {
+  DatasetManifest manifest = example();
+  EXPECT_EQ(manifest.bytes_per_token(Split::kValidation), 1);
+  manifest.tokenizer = "another";
+  EXPECT_EQ(manifest.bytes_per_token(Split::kValidation), std::nullopt);
+}
+
 TEST(DatasetManifest, MissingFolderAndUnfinishedFolderAreTwoErrors) {
   DataFolder folder;
   EXPECT_THAT(error_of([&] { read_manifest(folder / "absent"); }),
