@@ -4,6 +4,7 @@
 Run by ctest, one case each:  FLASHSHARD_BINARY=build/flashshard python3 tests/launch/end_to_end_test.py Runs.test_...
 """
 import json
+import math
 import os
 import pathlib
 import random
@@ -114,7 +115,11 @@ class Runs(EndToEnd):
         self.assertEqual(inspection["world_size"], 2)
         evaluation = json.loads(self.call(["eval", "--checkpoint", run, "--data", self.folder / "data", "--json"], ranks=2).stdout)
         self.assertAlmostEqual(evaluation["loss"], losses[2], places=5)
-        text = self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout
+        self.assertAlmostEqual(evaluation["bits_per_byte"], losses[2] / math.log(2), places=5)  # a token is a byte
+        self.assertEqual(evaluation["bits_per_token"], evaluation["bits_per_byte"])
+        generated = self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"])
+        self.assertIn("tokens per second", generated.stderr)
+        text = generated.stdout
         self.assertEqual(text, self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout)
 
     def test_a_checkpoint_is_fine_tuned_on_pairs_and_then_ends_its_answers(self):

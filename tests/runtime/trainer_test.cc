@@ -6,9 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
@@ -157,6 +159,22 @@ TEST_F(Runs, OnOneToFourRanksReachTheSameLossAndDivideTheState) {
     }
     if (world_size == 1) whole_state = sum;
     EXPECT_EQ(sum, whole_state);
+  }
+}
+
+TEST_F(Runs, EndWithTheSameBitsWhateverIsRecomputedInTheMemoryPredicted) {
+  int64_t more = std::numeric_limits<int64_t>::max();
+  std::string expected;
+  for (const std::string level : {"NONE", "ELEMENTWISE", "FEED_FORWARD", "FULL"}) {
+    ASSERT_EQ(run(2, config(level, {"model.layers=4", "model.recompute=" + level})),
+              ExitCode::kDone);
+    if (expected.empty()) expected = hash(level);
+    EXPECT_EQ(hash(level), expected) << level;
+    std::ifstream file(folder_ / level / "memory.json");
+    const auto rank = nlohmann::json::parse(file)["ranks"][1];
+    EXPECT_EQ(rank["predicted"]["activations"], rank["tagged"]["activations"]);
+    EXPECT_LT(rank["tagged"]["activations"].get<int64_t>(), more) << level;
+    more = rank["tagged"]["activations"].get<int64_t>();
   }
 }
 
@@ -354,6 +372,9 @@ TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
           evaluate(communicator, model.model(), dataset, {model.batch(), 32, 0});
       EXPECT_NEAR(result.mean_loss(), trained_loss, 1e-6);
       EXPECT_EQ(result.tokens, dataset.token_count() - 1);
+      EXPECT_NEAR(std::log(result.perplexity()), result.mean_loss(), 1e-12);
+      EXPECT_NEAR(std::exp2(result.bits_per_token()), result.perplexity(), 1e-9);
+      EXPECT_EQ(result.bits_per_byte(2), result.bits_per_token() / 2);
       EXPECT_THROW(model.require_vocabulary(257), Error);
     });
   }

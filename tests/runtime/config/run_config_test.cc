@@ -114,36 +114,43 @@ TEST_P(MasterWeightTest, EveryWidthGoesWithFp32StateOverBf16Weights) {
 }
 INSTANTIATE_TEST_SUITE_P(Bits, MasterWeightTest, ::testing::Values(0, 24, 32));
 
-class PresetTest : public ::testing::TestWithParam<proto::ModelPreset> {};
+std::string test_name(std::string preset) {
+  std::ranges::replace_if(
+      preset, [](char c) { return c == '.' || c == '-'; }, '_');
+  return "shape_" + preset;
+}
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const proto::ModelPreset& preset : config::model_presets()) names.push_back(preset.name());
+  return names;
+}
+
+class PresetTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  const proto::ModelPreset& preset_ =
+      *std::ranges::find(config::model_presets(), GetParam(), &proto::ModelPreset::name);
+  proto::RunConfig config_ = parsed(kMinimalText, {"model.preset=" + GetParam()});
+};
 TEST_P(PresetTest, IsAWholeShapeThatSatisfiesEveryRule) {
-  const proto::ModelPreset& preset = GetParam();
-  const auto config = parsed(kMinimalText, {"model.preset=" + preset.name()});
   proto::RunConfig set_by_preset;
-  *set_by_preset.mutable_model() = preset.model();
+  *set_by_preset.mutable_model() = preset_.model();
   for (const auto& field : config::setting_fields()) {
     if (!config::is_set(set_by_preset, field) || field.section->name() != "model") continue;
-    EXPECT_EQ(config::value_text(config, field), config::value_text(set_by_preset, field))
+    EXPECT_EQ(config::value_text(config_, field), config::value_text(set_by_preset, field))
         << field.path;
   }
 }
 TEST_P(PresetTest, HasAsManyParametersAsItSays) {
-  const auto config = parsed(kMinimalText, {"model.preset=" + GetParam().name()});
-  EXPECT_EQ(llama_parameter_count(llama_options(config, 256)), GetParam().parameters());
+  EXPECT_EQ(llama_parameter_count(llama_options(config_, 256)), preset_.parameters());
 }
-INSTANTIATE_TEST_SUITE_P(Presets, PresetTest,
-                         ::testing::ValuesIn(config::model_presets().begin(),
-                                             config::model_presets().end()),
-                         [](const auto& preset) {
-                           std::string name = "shape_" + preset.param.name();
-                           std::ranges::replace_if(
-                               name, [](char c) { return c == '.' || c == '-'; }, '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Presets, PresetTest, ::testing::ValuesIn(preset_names()),
+                         [](const auto& test) { return test_name(test.param); });
 
 struct PublishedModel {
   std::string preset;
   int64_t parameters;
 };
+void PrintTo(const PublishedModel& model, std::ostream* out) { *out << model.preset; }
 class PublishedModelTest : public ::testing::TestWithParam<PublishedModel> {};
 TEST_P(PublishedModelTest, IsAPresetWithThePublishedNumberOfParameters) {
   const auto config = parsed(kMinimalText, {"model.preset=" + GetParam().preset});
@@ -164,12 +171,7 @@ INSTANTIATE_TEST_SUITE_P(Models, PublishedModelTest,
                                            PublishedModel{"qwen2.5-0.5b", 494032768},
                                            PublishedModel{"qwen2.5-1.5b", 1543714304},
                                            PublishedModel{"qwen2.5-7b", 7615616512}),
-                         [](const auto& test) {
-                           std::string name = test.param.preset;
-                           std::ranges::replace_if(
-                               name, [](char c) { return c == '.' || c == '-'; }, '_');
-                           return name;
-                         });
+                         [](const auto& test) { return test_name(test.param.preset); });
 
 TEST(PresetFilesTest, EachHoldsAFamilyWithItsSource) {
   size_t presets = 0;
