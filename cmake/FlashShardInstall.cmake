@@ -3,6 +3,10 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 install(TARGETS flashshard RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+# Programs that the binary starts and nobody else.
+install(TARGETS flashshard-sentencepiece RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/flashshard)
+install(PROGRAMS ${PROJECT_SOURCE_DIR}/runtime/data/tokenizers/hugging_face_tokenizer.py
+        DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/flashshard)
 install(TARGETS flashshard_options flashshard_proto flashshard_kernels flashshard_comm flashshard_optim flashshard_runtime
         EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 foreach(room kernels comm optim runtime)

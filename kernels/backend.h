@@ -100,6 +100,14 @@ struct AttentionForward {
   Tensor qkv;          // (T, Q), q and k already rotated
   AttentionShape shape;
 };
+/// One more token of one sequence against all before it and itself: the last row of what
+/// AttentionForward gives for the whole sequence, on the CPU with its bits.
+struct AttentionDecode {
+  Tensor out;          // (1, A*D)
+  Tensor qkv;          // (1, Q) of the token, rotated; its queries are read
+  Tensor keys_values;  // (tokens so far, 2*K*D): rotated k‖v of each, this token's in the last row
+  int heads = 0, kv_heads = 0, head_dim = 0;
+};
 struct AttentionBackward {
   Tensor grad_qkv;     // (T, Q), written; gradients of the rotated q and k
   Tensor grad_out;     // (T, A*D)
@@ -177,6 +185,7 @@ class Backend {
   // the same kind needs no more.
   virtual size_t workspace_bytes(const MatMul& call) const = 0;
   virtual size_t workspace_bytes(const AttentionForward& call) const = 0;
+  virtual size_t workspace_bytes(const AttentionDecode& call) const = 0;
   virtual size_t workspace_bytes(const AttentionBackward& call) const = 0;
   virtual size_t workspace_bytes(const EmbeddingBackward& call) const = 0;
   virtual size_t workspace_bytes(const RmsNormBackward& call) const = 0;
@@ -193,6 +202,7 @@ class Backend {
   virtual void rope(const Rope& call) = 0;
   virtual void bias_backward(const BiasBackward& call) = 0;
   virtual void attention(const AttentionForward& call) = 0;
+  virtual void attention_decode(const AttentionDecode& call) = 0;
   virtual void attention_backward(const AttentionBackward& call) = 0;
   virtual void swiglu(const SwiGluForward& call) = 0;
   virtual void swiglu_backward(const SwiGluBackward& call) = 0;

@@ -8,6 +8,7 @@ packages=(build-essential cmake ninja-build pkg-config git
   libprotobuf-dev protobuf-compiler
   libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libhwy-dev libxxhash-dev
   libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev
+  libsentencepiece-dev
   bible-kjv)
 for option in "$@"; do
   case "$option" in

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "kernels/numerics/bf16.h"
+#include "runtime/checkpoint/load.h"
 #include "runtime/metrics/process_memory.h"
 
 namespace flashshard {
@@ -10,6 +12,19 @@ namespace {
 
 DType model_dtype(const proto::RunConfig& config) {
   return config.model().dtype() == proto::WeightType::FP32 ? DType::kFP32 : DType::kBF16;
+}
+
+Recompute recompute(const proto::RunConfig& config) {
+  switch (config.model().recompute()) {
+    case proto::Recomputation::NONE:
+      return Recompute::kNone;
+    case proto::Recomputation::FEED_FORWARD:
+      return Recompute::kFeedForward;
+    case proto::Recomputation::FULL:
+      return Recompute::kFull;
+    default:
+      return Recompute::kElementwise;
+  }
 }
 
 WeightFormat weight_format(const proto::RunConfig& config) {
@@ -107,7 +122,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining};
+                              ActivationUse::kTraining, recompute(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_adamw_rule(*backend_, adamw_options(config));
   layout_ = std::make_unique<ShardLayout>(
@@ -157,6 +172,24 @@ void Engine::initialize(uint64_t seed) {
   optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
     flashshard::initialize(model_->initialization(tensor), seed, tensor,
                            rows.first * layout_->parameter(tensor).cols, out);
+  });
+}
+
+void Engine::read_weights(const std::string& step_folder) {
+  std::vector<Tensor> weights;
+  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
+  checkpoint::read_weights(step_folder, layout_->parameters(), weights);
+}
+
+void Engine::restart_from_weights() {
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
+    const Tensor weight = state_->weight(tensor).row_range(rows.first, rows.count);
+    if (weight.dtype == DType::kFP32) {
+      std::copy_n(weight.as<float>(), out.size(), out.begin());
+    } else {
+      std::transform(weight.as<uint16_t>(), weight.as<uint16_t>() + out.size(), out.begin(),
+                     bf16_to_float);
+    }
   });
 }
 

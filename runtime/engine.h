@@ -57,6 +57,12 @@ class Engine {
     return model_->forward_backward(batch, hooks, !first);
   }
 
+  /// Whole weights from a checkpoint of any world size. Throws Error(kCheckpoint): damaged, other
+  /// shapes, another dtype. restart_from_weights() must follow.
+  void read_weights(const std::string& step_folder);
+  /// Takes the weights as masters, with fresh states. Collective.
+  void restart_from_weights();
+
  private:
   void allocate_gradients(DType dtype);
   MemoryTable predict(const proto::RunConfig& config, int rank, DType gradient,

@@ -24,8 +24,10 @@ struct Evaluation {
 
   double mean_loss() const { return loss_sum / static_cast<double>(tokens); }
   double perplexity() const { return std::exp(mean_loss()); }
-  /// Of a byte vocabulary: one token is one byte.
   double bits_per_token() const { return mean_loss() / std::numbers::ln2; }
+  /// Comparable between tokenizers; `bytes_per_token` of the text that was read
+  /// (DatasetManifest::bytes_per_token).
+  double bits_per_byte(double bytes_per_token) const { return bits_per_token() / bytes_per_token; }
 };
 
 /// Collective: rank r takes micro-batches r, r + N, ...; sums are added in rank order. Throws

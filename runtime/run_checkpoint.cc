@@ -13,8 +13,28 @@ namespace {
 
 constexpr const char* kSkippedSteps = "skipped_steps";
 constexpr const char* kDataFingerprint = "data_fingerprint";
+constexpr const char* kTokenizer = "tokenizer";
 
 }  // namespace
+
+std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& run) {
+  const auto recorded = run.environment.find(kTokenizer);
+  if (recorded == run.environment.end()) return std::nullopt;
+  return data::parse_identity(recorded->second);
+}
+
+void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,
+                            const data::DatasetManifest& data) {
+  const auto recorded = tokenizer_of(run);
+  if (!recorded || !recorded->is_known() || !data.identity().is_known()) return;
+  if (recorded->same_ids(data.identity())) return;
+  throw Error(ExitCode::kUsage,
+              fmt::format("the checkpoint's tokens are those of the tokenizer `{}`, the data's of "
+                          "`{}`",
+                          recorded->text(), data.identity().text()),
+              checkpoint_path,
+              "prepare the text with the tokenizer that the model was trained with");
+}
 
 std::optional<std::string> RunCheckpoint::choose(const std::string& mode) const {
   const std::string folder = folder_.checkpoints_directory().string();
@@ -28,7 +48,7 @@ std::optional<std::string> RunCheckpoint::choose(const std::string& mode) const 
 }
 
 void RunCheckpoint::require_same_run(const std::string& path,
-                                     const std::string& data_fingerprint) const {
+                                     const data::DatasetManifest& data) const {
   const checkpoint::RunState saved = checkpoint::read_run_state(path);
   const proto::RunConfig before = parse_run_config(saved.config, path + ": its configuration", {});
   for (const ConfigDifference& difference : differences(before, config_)) {
@@ -38,8 +58,9 @@ void RunCheckpoint::require_same_run(const std::string& path,
                             difference.path, difference.before, difference.after),
                 path, "set it back, or start a new run in another run.dir");
   }
+  require_same_tokenizer(saved, path, data);
   const auto fingerprint = saved.environment.find(kDataFingerprint);
-  if (fingerprint == saved.environment.end() || fingerprint->second != data_fingerprint) {
+  if (fingerprint == saved.environment.end() || fingerprint->second != data.fingerprint()) {
     throw Error(ExitCode::kBadData, "the checkpoint was trained on other data than data.path holds",
                 config_.data().path(), "prepare the same text again, or start a new run");
   }
@@ -52,7 +73,7 @@ void RunCheckpoint::require_same_run(const std::string& path,
 }
 
 std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
-                                                 const std::string& data_fingerprint) {
+                                                 const data::DatasetManifest& data) {
   std::string path;
   run_and_agree(communicator_, [&] {
     if (communicator_.rank() != 0) return;
@@ -61,7 +82,7 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
     }
     const auto chosen = choose(mode);
     if (!chosen) return;
-    require_same_run(*chosen, data_fingerprint);
+    require_same_run(*chosen, data);
     path = *chosen;
   });
   path = broadcast_text(communicator_, "waiting for the choice of a checkpoint", path);
@@ -84,10 +105,23 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
   if (const auto skipped = saved.counters.find(kSkippedSteps); skipped != saved.counters.end()) {
     progress.skipped_steps = skipped->second;
   }
-  progress.data_fingerprint = data_fingerprint;
+  progress.data = data;
   reporter_.info(
       fmt::format("resumed from {}: step {} of {}", path, saved.step, config_.train().steps()));
   return progress;
+}
+
+void RunCheckpoint::start_from(const std::string& argument, const data::DatasetManifest& data) {
+  run_and_agree(communicator_, [&] {
+    const std::string path = checkpoint::resolve(argument);
+    const checkpoint::RunState saved = checkpoint::read_run_state(path);
+    require_same_tokenizer(saved, path, data);
+    engine_.read_weights(path);
+    if (communicator_.rank() == 0) {
+      reporter_.info(fmt::format("starts with the weights of {}, step {}", path, saved.step));
+    }
+  });
+  engine_.restart_from_weights();
 }
 
 std::string RunCheckpoint::save(const RunProgress& progress) {
@@ -100,7 +134,8 @@ std::string RunCheckpoint::save(const RunProgress& progress) {
   request.run.model = config_.model().preset().empty() ? "llama" : config_.model().preset();
   request.run.config = to_text(config_);
   request.run.environment = {{"backend", std::string(engine_.backend().environment())},
-                             {kDataFingerprint, progress.data_fingerprint}};
+                             {kDataFingerprint, progress.data.fingerprint()},
+                             {kTokenizer, progress.data.identity().text()}};
   request.run.rng_keys = {{"seed", config_.run().seed()}};
   request.run.counters = {{kSkippedSteps, progress.skipped_steps}};
   request.layout = &engine_.layout();

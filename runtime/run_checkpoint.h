@@ -8,6 +8,8 @@
 
 #include "comm/communicator.h"
 #include "proto/run.pb.h"
+#include "runtime/checkpoint/manifest.h"
+#include "runtime/data/dataset_manifest.h"
 #include "runtime/engine.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -20,8 +22,16 @@ struct RunProgress {
   int64_t sequences = 0;  // consumed
   int64_t tokens = 0;     // trained on
   int64_t skipped_steps = 0;
-  std::string data_fingerprint;
+  data::DatasetManifest data;
 };
+
+/// The tokenizer of the data that a checkpoint was trained on; nothing where nobody recorded it.
+std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& run);
+
+/// Throws Error(kUsage) when `data` was made with another tokenizer than the checkpoint's. Files of
+/// other programs do not say what made them: their ids alone can be compared with a vocabulary.
+void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,
+                            const data::DatasetManifest& data);
 
 class RunCheckpoint {
  public:
@@ -37,14 +47,19 @@ class RunCheckpoint {
   /// into the engine. Nothing: there is none and the run starts fresh. Collective; throws
   /// AgreedError: kUsage ("never" beside a checkpoint, a setting that a resume cannot change),
   /// kCheckpoint, kBadData (another data set).
-  std::optional<RunProgress> resume(const std::string& mode, const std::string& data_fingerprint);
+  std::optional<RunProgress> resume(const std::string& mode, const data::DatasetManifest& data);
+
+  /// Begins with the weights of the checkpoint `argument` (model.initialize_from): states are
+  /// fresh. Collective; throws AgreedError: kCheckpoint (damaged, other shapes or dtype), kUsage
+  /// (another tokenizer than `data`'s, no such checkpoint).
+  void start_from(const std::string& argument, const data::DatasetManifest& data);
 
   /// Collective; returns the checkpoint's path. Throws AgreedError.
   std::string save(const RunProgress& progress);
 
  private:
   std::optional<std::string> choose(const std::string& mode) const;
-  void require_same_run(const std::string& path, const std::string& data_fingerprint) const;
+  void require_same_run(const std::string& path, const data::DatasetManifest& data) const;
 
   Communicator& communicator_;
   const RunFolder& folder_;

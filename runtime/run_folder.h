@@ -45,6 +45,8 @@ class RunFolder {
   std::filesystem::path memory_path() const { return directory_ / "memory.json"; }
   std::filesystem::path tensorboard_directory() const { return directory_ / "tensorboard"; }
   std::filesystem::path checkpoints_directory() const { return directory_ / "checkpoints"; }
+  /// Files of the tokenizer, where it has any.
+  std::filesystem::path tokenizer_directory() const { return directory_ / "tokenizer"; }
   std::filesystem::path stop_path() const { return directory_ / "stop"; }
   /// logs/rank-00000.log
   std::filesystem::path log_path(int rank) const;

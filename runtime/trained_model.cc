@@ -2,27 +2,29 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <vector>
 
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/load.h"
 #include "runtime/config/run_config.h"
 #include "runtime/engine.h"
+#include "runtime/run_checkpoint.h"
 
 namespace flashshard {
 
 TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use)
-    : path_(checkpoint::resolve(checkpoint)) {
-  const checkpoint::RunState run = checkpoint::read_run_state(path_);
-  step_ = run.step;
-  const proto::RunConfig config = parse_run_config(run.config, path_ + ": its configuration", {});
+    : path_(checkpoint::resolve(checkpoint)), run_(checkpoint::read_run_state(path_)) {
+  const proto::RunConfig config = parse_run_config(run_.config, path_ + ": its configuration", {});
+  data_path_ = config.data().path();
   const LlamaOptions options = llama_options(config, 0);
   batch_ = use == Use::kBatches ? config.train().micro_batch() : 1;
   backend_ = make_cpu_backend({threads_of(config, communicator)});
   ledger_ = std::make_unique<MemoryLedger>(*backend_);
+  const ActivationUse activations =
+      use == Use::kBatches ? ActivationUse::kInference : ActivationUse::kGeneration;
   model_ = std::make_unique<Llama>(
-      *ledger_, options,
-      ActivationShape{batch_, config.train().sequence_length(), ActivationUse::kInference});
+      *ledger_, options, ActivationShape{batch_, config.train().sequence_length(), activations});
   std::vector<Tensor> weights;
   for (const ParameterSpec& parameter : model_->parameters()) {
     weights.push_back(
@@ -38,6 +40,26 @@ void TrainedModel::require_vocabulary(int64_t vocab_size) const {
               fmt::format("the data's vocabulary of {} tokens does not fit the model's {}",
                           vocab_size, model_->vocabulary_size()),
               path_, "evaluate on data made with the model's tokenizer");
+}
+
+void TrainedModel::require_tokenizer(const data::DatasetManifest& data) const {
+  require_same_tokenizer(run_, path_, data);
+  require_vocabulary(data.vocab_size);
+}
+
+std::unique_ptr<data::Tokenizer> TrainedModel::open_tokenizer() const {
+  const auto identity = tokenizer_of(run_);
+  if (!identity) {
+    // Before tokenizers were recorded there were only bytes, and nothing ended a document.
+    if (model_->vocabulary_size() == 256) return data::make_tokenizer("byte");
+    throw Error(ExitCode::kUsage, "the checkpoint does not name its tokenizer", path_,
+                "name it with --tokenizer");
+  }
+  // CKPT is run.dir/checkpoints/step-N, unless somebody has moved it.
+  const auto beside = std::filesystem::absolute(path_).parent_path().parent_path() / "tokenizer";
+  std::error_code ignored;
+  return data::open_tokenizer(
+      *identity, std::filesystem::is_directory(beside, ignored) ? beside.string() : data_path_);
 }
 
 }  // namespace flashshard

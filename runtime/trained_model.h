@@ -11,13 +11,16 @@
 #include "kernels/backend.h"
 #include "optim/memory.h"
 #include "proto/run.pb.h"
+#include "runtime/checkpoint/manifest.h"
+#include "runtime/data/dataset_manifest.h"
 #include "runtime/model/llama.h"
 
 namespace flashshard {
 
 class TrainedModel {
  public:
-  enum class Use : uint8_t { kBatches, kOneSequence };
+  /// Losses of batches, or one text that grows token by token.
+  enum class Use : uint8_t { kBatches, kText };
 
   /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete).
   /// Throws Error(kUsage, kCheckpoint, kOutOfSpace). The communicator only tells how many ranks
@@ -26,15 +29,22 @@ class TrainedModel {
 
   Model& model() { return *model_; }
   const std::string& path() const { return path_; }
-  int64_t step() const { return step_; }
+  int64_t step() const { return run_.step; }
   /// Sequences that the model takes at once.
   int64_t batch() const { return batch_; }
   /// Throws Error(kUsage) when text of another vocabulary is to be read.
   void require_vocabulary(int64_t vocab_size) const;
+  /// The same, and text of another tokenizer.
+  void require_tokenizer(const data::DatasetManifest& data) const;
+  /// The tokenizer of the data that the model was trained on, from the run's folder or else from
+  /// that data's. Throws Error(kUsage) when the checkpoint names none, Error(kBadData) when its
+  /// files are gone.
+  std::unique_ptr<data::Tokenizer> open_tokenizer() const;
 
  private:
   std::string path_;
-  int64_t step_ = 0;
+  std::string data_path_;
+  checkpoint::RunState run_;
   int64_t batch_ = 1;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;

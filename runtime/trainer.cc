@@ -129,6 +129,7 @@ class Trainer {
 
  private:
   void open_data();
+  void require_vocabulary() const;
   void start_or_resume();
   void announce();
   void report_memory(bool show);
@@ -182,7 +183,11 @@ ExitCode Trainer::run() {
     reporter_.begin(folder_, config_, progress_.step,
                     engine_->model().flops_per_token(config_.train().sequence_length()),
                     communicator_.world_size());
-    if (communicator_.rank() == 0) folder_.write_config(to_text(config_));
+    if (communicator_.rank() != 0) return;
+    folder_.write_config(to_text(config_));
+    if (progress_.data.identity().has_model_file()) {
+      data::save_tokenizer_files(config_.data().path(), folder_.tokenizer_directory());
+    }
   });
   announce();
   set_status(metrics::RunState::kRunning);
@@ -213,6 +218,7 @@ void Trainer::open_data() {
     validation_data_.emplace(
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
+  require_vocabulary();
   // Resolved here and saved with the run: a trained model must know its vocabulary without the
   // data.
   if (config_.model().vocab_size() == 0) {
@@ -224,11 +230,30 @@ void Trainer::open_data() {
   sampler_.emplace(*train_data_, options);
 }
 
+void Trainer::require_vocabulary() const {
+  const data::DatasetManifest& manifest = train_data_->manifest();
+  const int64_t rows = config_.model().vocab_size();
+  if (manifest.identity().is_known()) return;  // the model's options are compared with it
+  const int64_t largest =
+      std::max(manifest.vocab_size, validation_data_ ? validation_data_->manifest().vocab_size : 0);
+  if (rows >= largest) return;
+  throw Error(rows == 0 ? ExitCode::kUsage : ExitCode::kBadData,
+              rows == 0 ? fmt::format("{} shards do not say how large their vocabulary is; their "
+                                      "largest id is {}",
+                                      manifest.tokenizer, largest - 1)
+                        : fmt::format("the data's token ids up to {} do not fit the model's "
+                                      "vocabulary of {}",
+                                      largest - 1, rows),
+              config_.data().path(), "set model.vocab_size to that of the tokenizer");
+}
+
 void Trainer::start_or_resume() {
   RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_, reporter_);
-  progress_.data_fingerprint = train_data_->manifest().fingerprint();
-  if (const auto resumed = checkpoint.resume(resume_, progress_.data_fingerprint)) {
+  progress_.data = train_data_->manifest();
+  if (const auto resumed = checkpoint.resume(resume_, progress_.data)) {
     progress_ = *resumed;
+  } else if (!config_.model().initialize_from().empty()) {
+    checkpoint.start_from(config_.model().initialize_from(), progress_.data);
   } else {
     engine_->initialize(config_.run().seed());
   }

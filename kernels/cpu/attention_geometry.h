@@ -9,6 +9,15 @@
 
 namespace flashshard::cpu {
 
+/// What a decoded token attends over: the cached tokens as one sequence.
+inline AttentionShape shape_of(const AttentionDecode& call) {
+  return {.sequences = 1,
+          .sequence_length = call.keys_values.shape[0],
+          .heads = call.heads,
+          .kv_heads = call.kv_heads,
+          .head_dim = call.head_dim};
+}
+
 struct AttentionGeometry {
   static constexpr int64_t kLargestTile = 64;
 

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/attention_geometry.h"
 #include "kernels/cpu/cross_entropy.h"
 #include "kernels/cpu/embedding.h"
 #include "kernels/cpu/gemm.h"
@@ -77,6 +78,9 @@ class CpuBackend final : public Backend {
   size_t workspace_bytes(const AttentionForward& call) const override {
     return attention_bytes(cpu::attention_forward_scratch(call.shape));
   }
+  size_t workspace_bytes(const AttentionDecode& call) const override {
+    return attention_bytes(cpu::attention_decode_scratch(call));
+  }
   size_t workspace_bytes(const AttentionBackward& call) const override {
     return attention_bytes(cpu::attention_backward_scratch(call.shape));
   }
@@ -144,6 +148,15 @@ class CpuBackend final : public Backend {
     for_heads(
         call.shape, cpu::attention_forward_scratch(call.shape),
         [&](int64_t task, float* scratch) { cpu::attention_forward_task(call, task, scratch); });
+  }
+  void attention_decode(const AttentionDecode& call) override {
+    const AttentionShape shape = cpu::shape_of(call);
+    assert(shape.sequence_length > 0 && shape.heads % shape.kv_heads == 0);
+    assert(call.out.shape[1] == int64_t{shape.heads} * shape.head_dim);
+    assert(call.keys_values.shape[1] == int64_t{2 * shape.kv_heads} * shape.head_dim);
+    for_heads(shape, cpu::attention_decode_scratch(call), [&](int64_t task, float* scratch) {
+      cpu::attention_decode_task(call, task, scratch);
+    });
   }
   void attention_backward(const AttentionBackward& call) override {
     check_shape(call.shape, call.qkv);

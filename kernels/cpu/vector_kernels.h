@@ -37,10 +37,13 @@ void swiglu_rows(const SwiGluForward& call, Range rows);
 void swiglu_backward_rows(const SwiGluBackward& call, Range rows);
 
 // attention_forward.cc, attention_backward.cc: one task per (sequence, key/value head), in that
-// order; scratch holds attention_*_scratch floats, aligned to 64 bytes, for one participant.
+// order; scratch holds attention_*_scratch floats, aligned to 64 bytes, for one participant. A
+// decoded token is one sequence.
 size_t attention_forward_scratch(const AttentionShape& shape);
+size_t attention_decode_scratch(const AttentionDecode& call);
 size_t attention_backward_scratch(const AttentionShape& shape);
 void attention_forward_task(const AttentionForward& call, int64_t task, float* scratch);
+void attention_decode_task(const AttentionDecode& call, int64_t task, float* scratch);
 void attention_backward_task(const AttentionBackward& call, int64_t task, float* scratch);
 
 // softmax.cc: a chunk of the vocabulary's logits, (rows, columns) fp32, columns starting at

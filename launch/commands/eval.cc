@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "launch/commands/commands.h"
@@ -24,20 +25,31 @@ struct EvalArguments {
 
 constexpr std::chrono::seconds kDeadline{600};
 
-void print(const Evaluation& result, const TrainedModel& model, bool json) {
-  if (json) {
-    const nlohmann::ordered_json object = {
-        {"checkpoint", model.path()},        {"step", model.step()},
-        {"tokens", result.tokens},           {"loss", result.mean_loss()},
-        {"perplexity", result.perplexity()}, {"bits_per_byte", result.bits_per_token()}};
-    fmt::print("{}\n", object.dump());
-    return;
-  }
+struct EvalResult {
+  Evaluation evaluation;
+  std::optional<double> bits_per_byte;  // where the data tells how many bytes a token stands for
+};
+
+void print_json(const EvalResult& result, const TrainedModel& model) {
+  const Evaluation& e = result.evaluation;
+  nlohmann::ordered_json object = {
+      {"checkpoint", model.path()},   {"step", model.step()},
+      {"tokens", e.tokens},           {"loss", e.mean_loss()},
+      {"perplexity", e.perplexity()}, {"bits_per_token", e.bits_per_token()},
+      {"bits_per_byte", nullptr}};
+  if (result.bits_per_byte) object["bits_per_byte"] = *result.bits_per_byte;
+  fmt::print("{}\n", object.dump());
+}
+
+void print_table(const EvalResult& result, const TrainedModel& model) {
+  const Evaluation& e = result.evaluation;
   fmt::print(
-      "{} (step {})\n  tokens         {}\n  loss           {:.4f} nats per token\n"
-      "  perplexity     {:.4f}\n  bits per byte  {:.4f}\n",
-      model.path(), model.step(), metrics::with_thousands(result.tokens), result.mean_loss(),
-      result.perplexity(), result.bits_per_token());
+      "{} (step {})\n  tokens          {}\n  loss            {:.4f} nats per token\n"
+      "  perplexity      {:.4f}\n  bits per token  {:.4f}\n  bits per byte   {}\n",
+      model.path(), model.step(), metrics::with_thousands(e.tokens), e.mean_loss(), e.perplexity(),
+      e.bits_per_token(),
+      result.bits_per_byte ? fmt::format("{:.4f}", *result.bits_per_byte)
+                           : "unknown: the data does not say how many bytes its tokens stand for");
 }
 
 ExitCode run(const EvalArguments& arguments) {
@@ -48,13 +60,18 @@ ExitCode run(const EvalArguments& arguments) {
       model = std::make_unique<TrainedModel>(arguments.checkpoint, communicator,
                                              TrainedModel::Use::kBatches);
       dataset = std::make_unique<data::TokenDataset>(
-          data::TokenDataset::open(arguments.data, data::Split::kValidation));
-      model->require_vocabulary(dataset->vocab_size());
+          data::TokenDataset::open_for_evaluation(arguments.data));
+      model->require_tokenizer(dataset->manifest());
     });
     const EvaluationRequest request{model->batch(), model->model().maximum_sequence_length(),
                                     arguments.sequences};
-    const Evaluation result = evaluate(communicator, model->model(), *dataset, request);
-    if (communicator.rank() == 0) print(result, *model, arguments.json);
+    EvalResult result;
+    result.evaluation = evaluate(communicator, model->model(), *dataset, request);
+    const auto bytes = dataset->manifest().bytes_per_token(dataset->split());
+    if (bytes) result.bits_per_byte = result.evaluation.bits_per_byte(*bytes);
+    if (communicator.rank() == 0) {
+      arguments.json ? print_json(result, *model) : print_table(result, *model);
+    }
     return ExitCode::kDone;
   });
 }
@@ -70,7 +87,8 @@ void add_eval(CLI::App& app, Action& action) {
       ->required();
   command
       ->add_option("--data", arguments->data,
-                   "Folder that prepare made; its validation split is read")
+                   "Folder that prepare made: its validation split is read; or shards of llm.c or "
+                   "Megatron: files with _val in their names, or one file as it is")
       ->required();
   command
       ->add_option("--sequences", arguments->sequences,

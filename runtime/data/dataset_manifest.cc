@@ -19,7 +19,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFormat = "flashshard-dataset";
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
+// Bytes without end-of-document tokens and loss masks; still read.
+constexpr int64_t kOldestVersion = 1;
 
 // Reads fields of one file; each error names the file and the field.
 class FieldReader {
@@ -56,6 +58,11 @@ class FieldReader {
     const auto number = value.get<int64_t>();
     if (number < least || number > most) refuse(prefix_ + name, range);
     return number;
+  }
+  bool flag(const char* name) const {
+    const Json& value = any(name);
+    if (!value.is_boolean()) refuse(prefix_ + name, "true or false");
+    return value.get<bool>();
   }
   double fraction(const char* name) const {
     const Json& value = any(name);
@@ -94,6 +101,12 @@ Json to_json(const std::vector<ShardRecord>& shards, Split split) {
   return list;
 }
 
+Json to_json(const SplitTotals& totals) {
+  return {{"documents", totals.documents},
+          {"text_bytes", totals.text_bytes},
+          {"counted_tokens", totals.counted}};
+}
+
 Json to_json(const DatasetManifest& manifest) {
   Json sources = Json::array();
   for (const SourceRecord& source : manifest.sources) {
@@ -104,10 +117,15 @@ Json to_json(const DatasetManifest& manifest) {
   return {{"format", kFormat},
           {"version", kVersion},
           {"tokenizer", manifest.tokenizer},
+          {"tokenizer_hash", fmt::format("{:016x}", manifest.tokenizer_hash)},
           {"vocab_size", manifest.vocab_size},
+          {"end_of_document", manifest.end_of_document},
           {"token_bytes", manifest.token_bytes},
           {"train_tokens", manifest.token_count(Split::kTrain)},
           {"validation_tokens", manifest.token_count(Split::kValidation)},
+          {"loss_mask", manifest.loss_mask},
+          {"train_totals", to_json(manifest.train_totals)},
+          {"validation_totals", to_json(manifest.validation_totals)},
           {"validation_fraction", manifest.validation_fraction},
           {"validation_block_tokens", manifest.validation_block_tokens},
           {"fingerprint", manifest.fingerprint()},
@@ -145,6 +163,26 @@ std::vector<SourceRecord> read_sources(const FieldReader& root, const std::files
   return sources;
 }
 
+SplitTotals read_totals(const FieldReader& root, const std::filesystem::path& path,
+                        const char* name) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const FieldReader fields(root.any(name), path, fmt::format("{}.", name));
+  return {.documents = fields.integer("documents", 0, kMost),
+          .text_bytes = fields.integer("text_bytes", 0, kMost),
+          .counted = fields.integer("counted_tokens", 0, kMost)};
+}
+
+// What format version 2 added.
+void read_tokenizer(const FieldReader& root, const std::filesystem::path& path,
+                    DatasetManifest& manifest) {
+  manifest.tokenizer_hash = root.hash("tokenizer_hash");
+  manifest.end_of_document = static_cast<int32_t>(
+      root.integer("end_of_document", kNoToken, int64_t{manifest.vocab_size} - 1));
+  manifest.loss_mask = root.flag("loss_mask");
+  manifest.train_totals = read_totals(root, path, "train_totals");
+  manifest.validation_totals = read_totals(root, path, "validation_totals");
+}
+
 Json parse(const std::filesystem::path& folder, const std::filesystem::path& path) {
   std::error_code ignored;
   if (!std::filesystem::is_directory(folder, ignored)) {
@@ -179,8 +217,23 @@ int64_t DatasetManifest::token_count(Split split) const {
   return sum;
 }
 
+std::optional<double> DatasetManifest::bytes_per_token(Split split) const {
+  // Before there were documents, a token was a byte.
+  if (tokenizer == "byte" && totals(split) == SplitTotals{}) return 1;
+  if (totals(split).text_bytes == 0 || totals(split).counted == 0) return std::nullopt;
+  return static_cast<double>(totals(split).text_bytes) / static_cast<double>(totals(split).counted);
+}
+
+void DatasetManifest::set_identity(const TokenizerIdentity& identity) {
+  tokenizer = identity.kind;
+  tokenizer_hash = identity.hash;
+  vocab_size = static_cast<uint32_t>(identity.vocab_size);
+  end_of_document = identity.end_of_document;
+}
+
 std::string DatasetManifest::fingerprint() const {
   std::string content = fmt::format("{} {} {}\n", tokenizer, vocab_size, token_bytes);
+  if (tokenizer_hash != 0) content += fmt::format("{:016x}\n", tokenizer_hash);
   for (const Split split : {Split::kTrain, Split::kValidation}) {
     for (const ShardRecord& shard : shards(split)) {
       content +=
@@ -195,12 +248,13 @@ DatasetManifest read_manifest(const std::filesystem::path& folder) {
   const Json json = parse(folder, path);
   const FieldReader root(json, path, "");
   if (root.text("format") != kFormat) root.refuse("format", kFormat);
-  if (root.any("version") != kVersion) root.refuse("version", fmt::format("{}", kVersion));
+  const int64_t version = root.integer("version", kOldestVersion, kVersion);
   DatasetManifest manifest;
   manifest.tokenizer = root.text("tokenizer");
   manifest.token_bytes = static_cast<uint32_t>(root.integer("token_bytes", 1, 4));
   manifest.vocab_size =
       static_cast<uint32_t>(root.integer("vocab_size", 1, std::numeric_limits<int32_t>::max()));
+  if (version > kOldestVersion) read_tokenizer(root, path, manifest);
   manifest.validation_fraction = root.fraction("validation_fraction");
   manifest.validation_block_tokens =
       root.integer("validation_block_tokens", 0, std::numeric_limits<int64_t>::max());

@@ -7,15 +7,15 @@
 #include <cmath>
 #include <cstddef>
 #include <memory>
-#include <optional>
 #include <span>
 #include <utility>
 
 #include "kernels/error.h"
-#include "runtime/data/dataset_manifest.h"
+#include "runtime/data/dataset_writer.h"
+#include "runtime/data/document_source.h"
 #include "runtime/data/file.h"
+#include "runtime/data/foreign_data.h"
 #include "runtime/data/prepared_folder.h"
-#include "runtime/data/token_shard.h"
 
 namespace flashshard::data {
 
@@ -26,13 +26,16 @@ constexpr int64_t kWantedBlocks = 32;
 constexpr int64_t kShortestBlock = 1024;
 constexpr int64_t kLongestBlock = 16384;
 constexpr size_t kReadBytes = size_t{1} << 20;
-constexpr uint32_t kByteVocabulary = 256;
 
 std::vector<InputFile> open_inputs(const std::vector<std::filesystem::path>& paths) {
   if (paths.empty()) throw Error(ExitCode::kUsage, "no input file given", "", "name at least one");
   std::vector<InputFile> inputs;
   for (const auto& path : paths) {
     InputFile input(path);
+    if (is_foreign_shard(path)) {
+      throw Error(ExitCode::kUsage, "is a file of tokens already", path.string(),
+                  "train on it as it is: name it, or its folder, as data.path");
+    }
     for (const InputFile& earlier : inputs) {
       if (input.is_same_file(earlier)) {
         throw Error(ExitCode::kBadData, "input is given twice", path.string(),
@@ -43,81 +46,6 @@ std::vector<InputFile> open_inputs(const std::vector<std::filesystem::path>& pat
   }
   return inputs;
 }
-
-// Cuts a stream of byte tokens into shards of one split.
-class SplitWriter {
- public:
-  SplitWriter(const PreparedFolder& folder, Split split, int64_t shard_tokens)
-      : folder_(folder), split_(split), shard_tokens_(shard_tokens) {}
-
-  void append(std::span<const std::byte> tokens) {
-    while (!tokens.empty()) {
-      if (!shard_) open_shard();
-      const auto room = static_cast<size_t>(shard_tokens_) - shard_->token_count();
-      const auto part = tokens.first(std::min(room, tokens.size()));
-      shard_->append(part);
-      tokens = tokens.subspan(part.size());
-      if (part.size() == room) close_shard();
-    }
-  }
-
-  std::vector<ShardRecord> finish() {
-    if (shard_) close_shard();
-    return std::move(records_);
-  }
-
- private:
-  void open_shard() {
-    const auto index = static_cast<int64_t>(records_.size());
-    shard_.emplace(ShardWriter::Options{.path = folder_.temporary_shard(split_, index),
-                                        .token_bytes = 1,
-                                        .vocab_size = kByteVocabulary});
-  }
-  void close_shard() {
-    const ShardHeader header = shard_->finish();
-    shard_.reset();
-    records_.push_back(
-        {.tokens = static_cast<int64_t>(header.token_count), .payload_hash = header.payload_hash});
-  }
-
-  const PreparedFolder& folder_;
-  Split split_;
-  int64_t shard_tokens_;
-  std::optional<ShardWriter> shard_;
-  std::vector<ShardRecord> records_;
-};
-
-// Sends each block of the text to its split.
-class TextSplitter {
- public:
-  TextSplitter(const PreparedFolder& folder, const HeldOutBlocks& blocks, int64_t shard_tokens)
-      : blocks_(blocks),
-        train_(folder, Split::kTrain, shard_tokens),
-        validation_(folder, Split::kValidation, shard_tokens) {}
-
-  void append(std::span<const std::byte> text) {
-    while (!text.empty()) {
-      const int64_t block = position_ / blocks_.block_bytes();
-      const int64_t room = (block + 1) * blocks_.block_bytes() - position_;
-      const auto part = text.first(std::min(static_cast<size_t>(room), text.size()));
-      (blocks_.is_held_out(block) ? validation_ : train_).append(part);
-      position_ += static_cast<int64_t>(part.size());
-      text = text.subspan(part.size());
-    }
-  }
-
-  int64_t position() const { return position_; }
-  void finish(DatasetManifest& manifest) {
-    manifest.train = train_.finish();
-    manifest.validation = validation_.finish();
-  }
-
- private:
-  const HeldOutBlocks& blocks_;
-  SplitWriter train_;
-  SplitWriter validation_;
-  int64_t position_ = 0;
-};
 
 struct FreeHashState {
   void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
@@ -197,35 +125,92 @@ bool HeldOutBlocks::is_held_out(int64_t block) const {
   return held_out_before(block + 1) > held_out_before(block);
 }
 
-PrepareReport prepare(const PrepareOptions& options) {
-  std::vector<InputFile> inputs = open_inputs(options.inputs);
-  int64_t total_bytes = 0;
-  for (const InputFile& input : inputs) total_bytes += input.size();
-  const HeldOutBlocks blocks(total_bytes, options.validation_fraction);
-  check_shard_limit(options.shard_tokens, total_bytes);
+namespace {
 
-  PreparedFolder folder(options.output);
-  TextSplitter splitter(folder, blocks, options.shard_tokens);
-  DatasetManifest manifest;
-  for (InputFile& input : inputs) {
-    manifest.sources.push_back(read_source(input, [&](std::span<const std::byte> text) {
-      splitter.append(text);
-      if (options.progress) options.progress(splitter.position(), total_bytes);
-    }));
+void check_fields(const std::vector<std::string>& fields) {
+  const bool fits = fields.size() <= 2 && std::ranges::none_of(fields, &std::string::empty) &&
+                    (fields.size() < 2 || fields[0] != fields[1]);
+  if (fits) return;
+  throw Error(ExitCode::kUsage, "JSONL fields are one name or two different ones", "--jsonl-fields",
+              "give the document's field, or the prompt's and the response's: prompt,response");
+}
+
+std::unique_ptr<DocumentSource> make_source(const PrepareOptions& options,
+                                            const HeldOutBlocks& blocks, Tokenizer& tokenizer,
+                                            DatasetWriter& writer) {
+  if (!options.jsonl_fields.empty()) {
+    return make_jsonl_source(blocks, options.jsonl_fields, tokenizer, writer);
   }
-  if (options.validation_fraction > 0) refuse_equal_sources(manifest.sources);
-  manifest.vocab_size = kByteVocabulary;
-  manifest.validation_fraction = options.validation_fraction;
-  manifest.validation_block_tokens = blocks.block_bytes();
-  splitter.finish(manifest);
-  folder.publish(manifest);
-  return {.input_bytes = total_bytes,
+  if (tokenizer.identity().kind == "byte") return make_byte_text_source(blocks, writer);
+  return make_line_text_source(blocks, tokenizer, writer);
+}
+
+void require_both_splits(const DatasetManifest& manifest, const PrepareOptions& options) {
+  for (const Split split : {Split::kTrain, Split::kValidation}) {
+    const bool wanted = split == Split::kTrain || options.validation_fraction > 0;
+    if (!wanted || manifest.totals(split).counted > 0) continue;
+    throw Error(ExitCode::kBadData,
+                fmt::format("no {} of the input falls into the {} split",
+                            options.jsonl_fields.empty() ? "line" : "document", split_name(split)),
+                options.inputs.front().string(),
+                "give more text, another validation fraction, or 0 to hold nothing out");
+  }
+}
+
+PrepareReport report_of(const DatasetManifest& manifest, int64_t input_bytes) {
+  return {.input_bytes = input_bytes,
           .train_tokens = manifest.token_count(Split::kTrain),
           .validation_tokens = manifest.token_count(Split::kValidation),
           .train_shards = static_cast<int64_t>(manifest.train.size()),
           .validation_shards = static_cast<int64_t>(manifest.validation.size()),
           .validation_block_tokens = manifest.validation_block_tokens,
+          .train_totals = manifest.train_totals,
+          .validation_totals = manifest.validation_totals,
+          .tokenizer = manifest.identity(),
           .fingerprint = manifest.fingerprint()};
+}
+
+}  // namespace
+
+PrepareReport prepare(const PrepareOptions& options) {
+  check_fields(options.jsonl_fields);
+  std::vector<InputFile> inputs = open_inputs(options.inputs);
+  int64_t total_bytes = 0;
+  for (const InputFile& input : inputs) total_bytes += input.size();
+  const HeldOutBlocks blocks(total_bytes, options.validation_fraction);
+  check_shard_limit(options.shard_tokens, total_bytes);
+  const auto tokenizer = make_tokenizer(options.tokenizer);
+
+  PreparedFolder folder(options.output);
+  DatasetManifest manifest;
+  manifest.set_identity(tokenizer->identity());
+  manifest.token_bytes = token_bytes_of(manifest.vocab_size);
+  manifest.loss_mask = options.jsonl_fields.size() > 1;
+  manifest.validation_fraction = options.validation_fraction;
+  manifest.validation_block_tokens = options.jsonl_fields.empty() ? blocks.block_bytes() : 0;
+  DatasetWriter writer(folder, {.shard_tokens = options.shard_tokens,
+                                .tokenizer = tokenizer->identity(),
+                                .loss_mask = manifest.loss_mask});
+  const auto source = make_source(options, blocks, *tokenizer, writer);
+  int64_t done = 0;
+  for (InputFile& input : inputs) {
+    source->begin(input.path());
+    manifest.sources.push_back(read_source(input, [&](std::span<const std::byte> text) {
+      source->append(text);
+      done += std::ssize(text);
+      if (options.progress) options.progress(done, total_bytes);
+    }));
+    source->end();
+  }
+  source->finish();
+  if (options.validation_fraction > 0) refuse_equal_sources(manifest.sources);
+  writer.finish(manifest);
+  require_both_splits(manifest, options);
+  for (const auto& file : tokenizer->files()) {
+    folder.add_tokenizer_file(file, tokenizer_file_name(tokenizer->identity(), file));
+  }
+  folder.publish(manifest);
+  return report_of(manifest, total_bytes);
 }
 
 }  // namespace flashshard::data

@@ -15,6 +15,7 @@
 
 #include "kernels/error.h"
 #include "runtime/data/token_shard.h"
+#include "runtime/data/tokenizer.h"
 
 namespace flashshard::data {
 
@@ -56,6 +57,17 @@ bool holds_manifest(const std::filesystem::path& path) {
   return json.is_object() && json.value("format", nlohmann::json()) == "flashshard-dataset";
 }
 
+// A tokenizer's files carry no sign of ours; beside a shard or a dataset.json they are part of it.
+bool lies_in_data_set(const std::filesystem::path& file) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(file.parent_path(), error)) {
+    const std::string name = entry.path().filename().string();
+    if (name == kManifestFileName && holds_manifest(entry.path())) return true;
+    if (is_shard_name(without_temporary_suffix(name)) && holds_shard(entry.path())) return true;
+  }
+  return false;
+}
+
 // A name of ours is not enough: somebody's own train-00000.tokens or dataset.json must survive.
 bool is_ours(const std::filesystem::directory_entry& entry) {
   const std::string name = entry.path().filename().string();
@@ -63,6 +75,7 @@ bool is_ours(const std::filesystem::directory_entry& entry) {
   std::error_code error;
   if (entry.is_symlink(error) || !entry.is_regular_file(error)) return false;
   if (final_name == kManifestFileName) return is_temporary(name) || holds_manifest(entry.path());
+  if (is_tokenizer_file(final_name)) return is_temporary(name) || lies_in_data_set(entry.path());
   return is_shard_name(final_name) && (is_temporary(name) || holds_shard(entry.path()));
 }
 
@@ -119,6 +132,26 @@ std::filesystem::path PreparedFolder::temporary_shard(Split split, int64_t index
   return path_ / (shard_file_name(split, index) + std::string(kTemporarySuffix));
 }
 
+void PreparedFolder::add_tokenizer_file(const std::filesystem::path& file,
+                                        const std::string& name) {
+  const MappedFile content(file);
+  OutputFile copy(path_ / (name + std::string(kTemporarySuffix)));
+  copy.append(content.bytes());
+  copy.commit();
+  tokenizer_files_.push_back(name);
+}
+
+void PreparedFolder::replace_tokenizer_files() const {
+  for (const char* name : {kSentencePieceFile, kHuggingFaceFile, kHuggingFaceSettingsFile}) {
+    const auto path = path_ / name;
+    if (std::ranges::find(tokenizer_files_, name) == tokenizer_files_.end()) {
+      remove_file(path);
+    } else {
+      rename_file(path.string() + std::string(kTemporarySuffix), path);
+    }
+  }
+}
+
 void PreparedFolder::publish(const DatasetManifest& manifest) {
   // From here to write_manifest the folder has no dataset.json, durably: a crash cannot mix two
   // data sets.
@@ -131,6 +164,7 @@ void PreparedFolder::publish(const DatasetManifest& manifest) {
     }
     remove_shards_from(split, count);
   }
+  replace_tokenizer_files();
   sync_folder(path_);
   write_manifest(path_, manifest);
 }

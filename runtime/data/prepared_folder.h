@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "runtime/data/dataset_manifest.h"
@@ -24,17 +25,22 @@ class PreparedFolder {
 
   /// Where the shard is written until `publish`.
   std::filesystem::path temporary_shard(Split split, int64_t index) const;
+  /// Copies a tokenizer's file into the data set under this name. Throws like OutputFile and
+  /// MappedFile.
+  void add_tokenizer_file(const std::filesystem::path& file, const std::string& name);
   /// Puts the shards of the manifest in place of whatever was there, then writes the manifest. A
   /// crash on the way leaves a folder without dataset.json. Throws like OutputFile.
   void publish(const DatasetManifest& manifest);
 
  private:
   void refuse_foreign_entries() const;
+  void replace_tokenizer_files() const;
   void remove_shards_from(Split split, int64_t index) const;
   void remove_temporaries() const noexcept;
 
   std::filesystem::path path_;
   FileDescriptor lock_;
+  std::vector<std::string> tokenizer_files_;  // copied under temporary names
 };
 
 }  // namespace flashshard::data

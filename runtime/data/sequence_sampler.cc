@@ -2,9 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <vector>
-
 #include "kernels/error.h"
 
 namespace flashshard::data {
@@ -43,12 +40,10 @@ void SequenceSampler::fill(int64_t first_sequence, int64_t count, std::span<int3
     throw Error(ExitCode::kInternal, "buffers do not fit the sequences asked for",
                 "SequenceSampler::fill");
   }
-  std::vector<int32_t> window(length + 1);
   for (int64_t row = 0; row < count; ++row) {
-    dataset_.read(order_.position(first_sequence + row), window);
     const size_t at = static_cast<size_t>(row) * length;
-    std::copy(window.begin(), window.end() - 1, inputs.subspan(at).begin());
-    std::copy(window.begin() + 1, window.end(), targets.subspan(at).begin());
+    dataset_.read_window(order_.position(first_sequence + row), inputs.subspan(at, length),
+                         targets.subspan(at, length));
   }
 }
 

@@ -1,5 +1,5 @@
-// One split of a prepared folder, read as one long text: shards are mapped, and a read may cross
-// their boundaries.
+// One split of a data set, read as one long text: shards are mapped, and a read may cross their
+// boundaries. A data set is a prepared folder, or files of llm.c or Megatron as they are.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +16,14 @@ namespace flashshard::data {
 /// Immutable; members may be called from several threads at once.
 class TokenDataset {
  public:
-  /// Maps every shard of the split and compares it with dataset.json.
-  /// Throws Error(kBadData): see read_manifest and TokenShard; also when the split is empty.
-  static TokenDataset open(const std::filesystem::path& folder, Split split,
+  /// `path`: a prepared folder, whose shards are compared with dataset.json, or what
+  /// is_foreign_data (foreign_data.h) recognises. Throws Error(kBadData): see read_manifest,
+  /// TokenShard and foreign_data.h; also when the split is empty.
+  static TokenDataset open(const std::filesystem::path& path, Split split,
                            PayloadCheck check = PayloadCheck::kHash);
+
+  /// What an evaluation reads: the validation split, or all of a single file of another program.
+  static TokenDataset open_for_evaluation(const std::filesystem::path& path);
 
   int64_t token_count() const { return starts_.back(); }
   int32_t vocab_size() const { return static_cast<int32_t>(manifest_.vocab_size); }
@@ -31,9 +35,18 @@ class TokenDataset {
   /// Throws Error(kBadData): an id beyond the vocabulary (shard and position named), a shard
   /// truncated while in use. Throws Error(kInternal) for a range outside the split.
   void read(int64_t position, std::span<int32_t> out) const;
+  /// Inputs: tokens from `position` on. Targets: as many from position + 1 on, -1 where the loss
+  /// mask hides one. Throws like read().
+  void read_window(int64_t position, std::span<int32_t> inputs, std::span<int32_t> targets) const;
 
  private:
   TokenDataset(std::filesystem::path folder, Split split, DatasetManifest manifest);
+  static TokenDataset open_prepared(const std::filesystem::path& folder, Split split,
+                                    PayloadCheck check);
+  void append(TokenShard shard);
+  /// Calls action(shard, position in it, part of `out`) for each shard that the range touches.
+  template <typename Action>
+  void for_each_part(int64_t position, std::span<int32_t> out, const Action& action) const;
 
   std::filesystem::path folder_;
   Split split_;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "kernels/error.h"
 
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::array<char, 8> kMagic = {'F', 'S', 'T', 'O', 'K', 'E', 'N', 'S'};
 constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersionWithMask = 2;
 constexpr uint64_t kMostTokens = uint64_t{1} << 60;  // so that a size in bytes cannot overflow
 
 // Byte offsets of the header's fields.
@@ -29,8 +31,13 @@ constexpr size_t kTokenBytesAt = 16;
 constexpr size_t kVocabSizeAt = 20;
 constexpr size_t kTokenCountAt = 24;
 constexpr size_t kPayloadHashAt = 32;
-constexpr size_t kReservedAt = 40;
+constexpr size_t kFlagsAt = 40;
+constexpr size_t kReservedAt = 44;
 constexpr size_t kHeaderHashAt = 56;
+
+constexpr uint32_t kMaskFlag = 1;
+
+uint64_t mask_bytes(uint64_t tokens) { return tokens / 8 + (tokens % 8 != 0 ? 1 : 0); }
 
 template <typename T>
 T load(std::span<const std::byte> bytes, size_t offset) {
@@ -95,12 +102,13 @@ bool is_token_shard(std::span<const std::byte> file) {
 std::array<std::byte, kShardHeaderBytes> encode_shard_header(const ShardHeader& header) {
   std::array<std::byte, kShardHeaderBytes> bytes = {};
   std::memcpy(bytes.data(), kMagic.data(), kMagic.size());
-  store(bytes, kVersionAt, kVersion);
+  store(bytes, kVersionAt, header.loss_mask ? kVersionWithMask : kVersion);
   store(bytes, kHeaderBytesAt, static_cast<uint32_t>(kShardHeaderBytes));
   store(bytes, kTokenBytesAt, header.token_bytes);
   store(bytes, kVocabSizeAt, header.vocab_size);
   store(bytes, kTokenCountAt, header.token_count);
   store(bytes, kPayloadHashAt, header.payload_hash);
+  store(bytes, kFlagsAt, header.loss_mask ? kMaskFlag : 0);
   store(bytes, kHeaderHashAt, hash_of(std::span(bytes).first(kHeaderHashAt)));
   return bytes;
 }
@@ -113,16 +121,19 @@ ShardHeader decode_shard_header(std::span<const std::byte> file,
            path);
   }
   if (!is_token_shard(file)) refuse("is not a token shard: its first 8 bytes differ", path);
-  if (const auto version = load<uint32_t>(file, kVersionAt); version != kVersion) {
-    refuse(
-        fmt::format("token shard has format version {}, this program reads {}", version, kVersion),
-        path);
+  const auto version = load<uint32_t>(file, kVersionAt);
+  if (version != kVersion && version != kVersionWithMask) {
+    refuse(fmt::format("token shard has format version {}, this program reads {} and {}", version,
+                       kVersion, kVersionWithMask),
+           path);
   }
   if (load<uint64_t>(file, kHeaderHashAt) != hash_of(file.first(kHeaderHashAt))) {
     refuse("token shard's header is corrupt: its hash does not match", path);
   }
   const auto reserved = file.subspan(kReservedAt, kHeaderHashAt - kReservedAt);
+  const bool loss_mask = version == kVersionWithMask;
   if (load<uint32_t>(file, kHeaderBytesAt) != kShardHeaderBytes ||
+      load<uint32_t>(file, kFlagsAt) != (loss_mask ? kMaskFlag : 0) ||
       std::any_of(reserved.begin(), reserved.end(),
                   [](std::byte b) { return b != std::byte{0}; })) {
     refuse("token shard's header has an unknown layout", path);
@@ -130,7 +141,8 @@ ShardHeader decode_shard_header(std::span<const std::byte> file,
   const ShardHeader header = {.token_bytes = load<uint32_t>(file, kTokenBytesAt),
                               .vocab_size = load<uint32_t>(file, kVocabSizeAt),
                               .token_count = load<uint64_t>(file, kTokenCountAt),
-                              .payload_hash = load<uint64_t>(file, kPayloadHashAt)};
+                              .payload_hash = load<uint64_t>(file, kPayloadHashAt),
+                              .loss_mask = loss_mask};
   if (!vocabulary_fits(header.vocab_size, header.token_bytes)) {
     refuse(fmt::format("token shard claims {} bytes a token and a vocabulary of {}",
                        header.token_bytes, header.vocab_size),
@@ -149,7 +161,8 @@ ShardWriter::ShardWriter(const Options& options)
       header_{.token_bytes = options.token_bytes,
               .vocab_size = options.vocab_size,
               .token_count = 0,
-              .payload_hash = 0},
+              .payload_hash = 0,
+              .loss_mask = options.loss_mask},
       hash_(XXH3_createState()) {
   if (!vocabulary_fits(options.vocab_size, options.token_bytes)) {
     throw Error(ExitCode::kInternal, "token width and vocabulary do not fit each other",
@@ -162,13 +175,20 @@ ShardWriter::ShardWriter(const Options& options)
 ShardWriter::~ShardWriter() = default;
 ShardWriter::ShardWriter(ShardWriter&&) noexcept = default;
 
-void ShardWriter::append(std::span<const std::byte> tokens) {
+void ShardWriter::append(std::span<const std::byte> tokens, Counted counted) {
   file_.append(tokens);
   XXH3_64bits_update(hash_.get(), tokens.data(), tokens.size());
+  const uint64_t first = header_.token_count;
   header_.token_count += tokens.size() / header_.token_bytes;
+  if (!header_.loss_mask) return;
+  mask_.resize(mask_bytes(header_.token_count));
+  if (counted == Counted::kNo) return;
+  for (uint64_t i = first; i < header_.token_count; ++i) mask_[i / 8] |= std::byte{1} << (i % 8);
 }
 
 ShardHeader ShardWriter::finish() {
+  file_.append(mask_);
+  XXH3_64bits_update(hash_.get(), mask_.data(), mask_.size());
   header_.payload_hash = XXH3_64bits_digest(hash_.get());
   file_.write_at(0, encode_shard_header(header_));
   file_.commit();
@@ -177,7 +197,8 @@ ShardHeader ShardWriter::finish() {
 
 TokenShard::TokenShard(const std::filesystem::path& path, PayloadCheck check)
     : file_(path), header_(decode_shard_header(file_.bytes(), path)) {
-  const uint64_t expected = kShardHeaderBytes + header_.token_count * header_.token_bytes;
+  const uint64_t expected = kShardHeaderBytes + header_.token_count * header_.token_bytes +
+                            (header_.loss_mask ? mask_bytes(header_.token_count) : 0);
   if (file_.bytes().size() != expected) {
     refuse(fmt::format("token shard {}: expected {} bytes, found {}",
                        file_.bytes().size() < expected ? "is truncated" : "is too long", expected,
@@ -190,11 +211,44 @@ TokenShard::TokenShard(const std::filesystem::path& path, PayloadCheck check)
   }
 }
 
+TokenShard::TokenShard(MappedFile file, const ShardHeader& header, size_t tokens_at)
+    : file_(std::move(file)), header_(header), tokens_at_(tokens_at) {}
+
+void TokenShard::measure() {
+  constexpr size_t kBlock = size_t{1} << 16;  // tokens
+  constexpr auto kIds = static_cast<uint32_t>(std::numeric_limits<int32_t>::max());
+  uint32_t largest = 0;
+  std::vector<int32_t> block(kBlock);
+  for (uint64_t at = 0; at < header_.token_count; at += kBlock) {
+    const auto count = static_cast<size_t>(std::min<uint64_t>(kBlock, header_.token_count - at));
+    largest =
+        std::max(largest, widen_tokens(header_.token_bytes, tokens() + at * header_.token_bytes,
+                                       std::span(block).first(count)));
+    if (largest >= kIds) {
+      throw Error(
+          ExitCode::kBadData,
+          fmt::format("token id {} among tokens {} to {} is no id", largest, at, at + count - 1),
+          path().string(), "ids are at most 2147483646: check the file's token type");
+    }
+  }
+  header_.vocab_size = largest + 1;
+  header_.payload_hash = hash_of({tokens(), header_.token_count * header_.token_bytes});
+}
+
+void TokenShard::hide_uncounted(uint64_t position, std::span<int32_t> out) const {
+  if (!header_.loss_mask) return;
+  file_.check_not_shrunk();
+  const std::byte* const mask = tokens() + header_.token_count * header_.token_bytes;
+  for (size_t i = 0; i < out.size(); ++i) {
+    const uint64_t token = position + i;
+    if ((mask[token / 8] >> (token % 8) & std::byte{1}) == std::byte{0}) out[i] = kUncountedTarget;
+  }
+}
+
 void TokenShard::read(uint64_t position, std::span<int32_t> out) const {
   file_.check_not_shrunk();
-  const std::byte* const tokens =
-      file_.bytes().data() + kShardHeaderBytes + position * header_.token_bytes;
-  if (widen_tokens(header_.token_bytes, tokens, out) < header_.vocab_size) return;
+  const std::byte* const first = tokens() + position * header_.token_bytes;
+  if (widen_tokens(header_.token_bytes, first, out) < header_.vocab_size) return;
   // Ids of 2^31 and more are negative here, so the comparison is unsigned.
   const auto bad = std::find_if(out.begin(), out.end(), [this](int32_t token) {
     return static_cast<uint32_t>(token) >= header_.vocab_size;

@@ -1,5 +1,5 @@
-// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, all little-endian. The
-// layout stands in docs/data.md; hashes are XXH3-64.
+// A token shard: a header of 64 bytes, then tokens of 1, 2 or 4 bytes, then the loss mask if there
+// is one, all little-endian. The layout stands in docs/data.md; hashes are XXH3-64.
 #pragma once
 
 #include <array>
@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "runtime/data/file.h"
 
@@ -16,12 +17,14 @@ struct XXH3_state_s;
 namespace flashshard::data {
 
 inline constexpr size_t kShardHeaderBytes = 64;
+inline constexpr int32_t kUncountedTarget = -1;  // a target that no loss counts
 
 struct ShardHeader {
   uint32_t token_bytes = 1;   // 1, 2 or 4
   uint32_t vocab_size = 0;    // every token id is below it; 1 to 2^31 - 1
   uint64_t token_count = 0;   // at least 1
-  uint64_t payload_hash = 0;  // XXH3-64 of the token bytes
+  uint64_t payload_hash = 0;  // XXH3-64 of the bytes after the header
+  bool loss_mask = false;     // one bit a token follows the tokens
 
   bool operator==(const ShardHeader&) const = default;
 };
@@ -35,6 +38,9 @@ ShardHeader decode_shard_header(std::span<const std::byte> file, const std::file
 /// True when the bytes begin with a token shard's magic.
 bool is_token_shard(std::span<const std::byte> file);
 
+/// Whether tokens count in the loss when they are targets.
+enum class Counted : uint8_t { kNo, kYes };
+
 /// Writes one shard in a stream. The header is written last: an unfinished file is no shard.
 class ShardWriter {
  public:
@@ -42,6 +48,7 @@ class ShardWriter {
     std::filesystem::path path;
     uint32_t token_bytes = 1;
     uint32_t vocab_size = 256;
+    bool loss_mask = false;  // without one every token counts
   };
   /// Throws like OutputFile; Error(kInternal) for a vocabulary that the token bytes cannot hold.
   explicit ShardWriter(const Options& options);
@@ -51,7 +58,7 @@ class ShardWriter {
 
   /// `tokens`: whole tokens of `token_bytes` bytes, little-endian. The caller vouches for the ids'
   /// range.
-  void append(std::span<const std::byte> tokens);
+  void append(std::span<const std::byte> tokens, Counted counted = Counted::kYes);
   uint64_t token_count() const { return header_.token_count; }
   /// Writes the header and makes the file durable. At least one token must have been appended.
   ShardHeader finish();
@@ -62,6 +69,7 @@ class ShardWriter {
   };
   OutputFile file_;
   ShardHeader header_;
+  std::vector<std::byte> mask_;  // bit i % 8 of byte i / 8 is set: token i counts
   std::unique_ptr<XXH3_state_s, HashState> hash_;
 };
 
@@ -78,6 +86,9 @@ class TokenShard {
   /// Throws Error(kBadData) that names the file: truncated (expected and found bytes), corrupt, of
   /// another format.
   TokenShard(const std::filesystem::path& path, PayloadCheck check);
+  /// Tokens of another program's file, from byte `tokens_at` on; the caller has checked that they
+  /// lie in it.
+  TokenShard(MappedFile file, const ShardHeader& header, size_t tokens_at);
 
   const ShardHeader& header() const { return header_; }
   const std::filesystem::path& path() const { return file_.path(); }
@@ -85,10 +96,19 @@ class TokenShard {
   /// Throws Error(kBadData) with shard and position for an id beyond the vocabulary, and when the
   /// file has shrunk.
   void read(uint64_t position, std::span<int32_t> out) const;
+  /// Sets out[i] to -1 where token position + i does not count in the loss.
+  void hide_uncounted(uint64_t position, std::span<int32_t> out) const;
+  /// One pass over all tokens, for a file that says neither how many ids there are nor what its
+  /// bytes should be: takes the largest id and the hash into the header. Throws Error(kBadData) for
+  /// an id of 2^31 - 1 or more.
+  void measure();
 
  private:
+  const std::byte* tokens() const { return file_.bytes().data() + tokens_at_; }
+
   MappedFile file_;
   ShardHeader header_;
+  size_t tokens_at_ = kShardHeaderBytes;
 };
 
 }  // namespace flashshard::data

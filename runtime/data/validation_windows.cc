@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/error.h"
 
@@ -45,17 +44,15 @@ int64_t ValidationWindows::target_count() const {
 
 int64_t ValidationWindows::fill_row(int64_t sequence, std::span<int32_t> inputs,
                                     std::span<int32_t> targets) const {
-  int64_t held = 0;
-  if (sequence < selected_) {
-    held = targets_in(sequence);
-    std::vector<int32_t> tokens(static_cast<size_t>(held) + 1);
-    dataset_.read(window(sequence) * options_.sequence_length, tokens);
-    std::copy(tokens.begin(), tokens.end() - 1, inputs.begin());
-    std::copy(tokens.begin() + 1, tokens.end(), targets.begin());
+  const int64_t held = sequence < selected_ ? targets_in(sequence) : 0;
+  if (held > 0) {
+    const auto size = static_cast<size_t>(held);
+    dataset_.read_window(window(sequence) * options_.sequence_length, inputs.first(size),
+                         targets.first(size));
   }
   std::fill(inputs.begin() + held, inputs.end(), kPaddingInput);
-  std::fill(targets.begin() + held, targets.end(), kMaskedTarget);
-  return held;
+  std::fill(targets.begin() + held, targets.end(), kUncountedTarget);
+  return std::ssize(targets) - std::ranges::count(targets, kUncountedTarget);
 }
 
 int64_t ValidationWindows::fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,

@@ -11,7 +11,7 @@ namespace flashshard::data {
 
 /// With L tokens and windows of S inputs: window w holds inputs w S ... w S + S - 1 and the tokens
 /// after them as targets; the last window is short and its rest is masked. Every token but the
-/// first is a target exactly once.
+/// first is a target exactly once, hidden where the data set's loss mask says so.
 class ValidationWindows {
  public:
   struct Options {
@@ -19,7 +19,6 @@ class ValidationWindows {
     int64_t most_sequences =
         0;  // 0: the whole split. Otherwise that many windows, evenly spaced over it
   };
-  static constexpr int32_t kMaskedTarget = -1;
   static constexpr int32_t kPaddingInput = 0;
 
   /// `dataset` must outlive the object. Throws Error(kBadData) when it has fewer than 2 tokens,
@@ -29,7 +28,7 @@ class ValidationWindows {
   /// Windows to evaluate.
   int64_t size() const { return selected_; }
   int64_t sequence_length() const { return options_.sequence_length; }
-  /// Targets in all of them that are not masked.
+  /// Targets in all of them that lie in the text; a loss mask may hide some.
   int64_t target_count() const;
   /// inputs, targets: (count, S). Rows past size() are all padding with masked targets, so that
   /// ranks may hold equally many. Returns the targets not masked. Throws like TokenDataset::read.

@@ -1,5 +1,5 @@
-// A Llama's construction, binding, checks and entry points; llama_forward.cc and llama_backward.cc
-// have the passes.
+// A Llama's construction, binding, checks and entry points for batches; llama_forward.cc and
+// llama_backward.cc have the passes, llama_generate.cc reads one text.
 #include "runtime/model/llama.h"
 
 #include <fmt/format.h>
@@ -34,10 +34,6 @@ const ActivationShape& validated(const ActivationShape& shape, const LlamaOption
   return shape;
 }
 
-void require(bool holds, std::string_view what) {
-  if (!holds) throw Error(ExitCode::kInternal, std::string(what), "Llama");
-}
-
 }  // namespace
 
 Llama::Llama(MemoryLedger& ledger, const LlamaOptions& options, const ActivationShape& shape)
@@ -55,6 +51,10 @@ Llama::Llama(MemoryLedger& ledger, const LlamaOptions& options, const Activation
   backend_.synchronize();
 }
 
+void Llama::require(bool holds, std::string_view what) {
+  if (!holds) throw Error(ExitCode::kInternal, std::string(what), "Llama");
+}
+
 void Llama::bind(std::span<const Tensor> weights, std::span<const Tensor> gradients) {
   check_bound(weights, false);
   if (!gradients.empty()) check_bound(gradients, true);
@@ -62,6 +62,7 @@ void Llama::bind(std::span<const Tensor> weights, std::span<const Tensor> gradie
   gradients_ = gradients.empty() ? ModelTensors{} : arrange(gradients);
   weights_bound_ = true;
   gradients_bound_ = !gradients.empty();
+  remembered_tokens_ = 0;  // of the old weights
 }
 
 void Llama::check_bound(std::span<const Tensor> tensors, bool gradients) const {
@@ -135,13 +136,12 @@ void Llama::check_batch(const MicroBatchView& batch) const {
   check_tokens(batch.targets, -1, "target");
 }
 
-Llama::Pass Llama::begin(int64_t sequences, int64_t sequence_length, bool keeps_blocks) {
+Llama::Pass Llama::begin(int64_t sequences, int64_t sequence_length) {
   // Another model may have bound its own workspace since the last call.
   backend_.bind_workspace(workspace_, workspace_size_);
   Pass pass;
   pass.tokens = sequences * sequence_length;
-  pass.keeps_blocks = keeps_blocks;
-  pass.shared = activations_.shared().first(pass.tokens);
+  pass.shared = first_rows(activations_.shared(), pass.tokens);
   pass.attention = {.sequences = sequences,
                     .sequence_length = sequence_length,
                     .heads = options_.heads,
@@ -157,7 +157,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
           "a backward needs bound gradients and activations planned for training");
   require(!accumulate || gradients_.embedding.dtype == DType::kFP32,
           "only fp32 gradients accumulate; bf16 would lose small increments");
-  Pass pass = begin(batch.sequences, batch.sequence_length, true);
+  Pass pass = begin(batch.sequences, batch.sequence_length);
   pass.accumulate = accumulate;
   load(batch, pass);
   forward(pass, hooks);
@@ -167,7 +167,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
   LossResult result;
   backend_.cross_entropy({.loss_sum = &result.loss_sum,
                           .token_count = &result.token_count,
-                          .hidden = pass.shared.normed,
+                          .hidden = pass.shared.final_normed,
                           .weight = weights_.head,
                           .targets = pass.shared.targets,
                           .grad_hidden = pass.shared.hidden_gradient,
@@ -179,7 +179,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
 
 LossResult Llama::evaluate(const MicroBatchView& batch, const LayerHooks& hooks) {
   check_batch(batch);
-  const Pass pass = begin(batch.sequences, batch.sequence_length, false);
+  const Pass pass = begin(batch.sequences, batch.sequence_length);
   load(batch, pass);
   forward(pass, hooks);
   forward_final_norm(pass, 0, hooks);
@@ -187,29 +187,11 @@ LossResult Llama::evaluate(const MicroBatchView& batch, const LayerHooks& hooks)
   LossResult result;
   loss.loss_sum = &result.loss_sum;
   loss.token_count = &result.token_count;
-  loss.hidden = pass.shared.normed;
+  loss.hidden = pass.shared.final_normed;
   loss.weight = weights_.head;
   loss.targets = pass.shared.targets;
   backend_.cross_entropy(loss);
   return result;
-}
-
-std::vector<float> Llama::next_token_logits(std::span<const int32_t> tokens) {
-  require(weights_bound_, "no weights are bound");
-  const auto count = static_cast<int64_t>(tokens.size());
-  require(count >= 1 && count <= maximum_sequence_length(),
-          fmt::format("{} tokens were given, the plan is for 1 to {}", count,
-                      maximum_sequence_length()));
-  check_tokens(tokens, 0, "input");
-  const Pass pass = begin(1, count, false);
-  backend_.copy(pass.shared.tokens.data, tokens.data(), tokens.size_bytes());
-  forward(pass, {});
-  forward_final_norm(pass, count - 1, {});
-  project(pass.shared.logits, pass.shared.normed.row_range(count - 1, 1), weights_.head);
-  std::vector<float> logits(static_cast<size_t>(options_.vocab_size));
-  backend_.copy(logits.data(), pass.shared.logits.data, pass.shared.logits.bytes());
-  backend_.synchronize();
-  return logits;
 }
 
 }  // namespace flashshard

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -46,6 +47,8 @@ class Llama final : public Model {
                               bool accumulate) override;
   LossResult evaluate(const MicroBatchView& batch, const LayerHooks& hooks = {}) override;
   std::vector<float> next_token_logits(std::span<const int32_t> tokens) override;
+  std::vector<float> continue_with(int32_t token) override;
+  int64_t remembered_tokens() const override { return remembered_tokens_; }
 
  private:
   /// Bound tensors by purpose: once for the weights, once for their gradients.
@@ -69,17 +72,19 @@ class Llama final : public Model {
     SharedActivations shared;
     AttentionShape attention;
     int64_t tokens = 0;
-    bool keeps_blocks = false;  // for a backward
+    int64_t first_position = 0;  // above 0: one token, behind those in the cache
+    bool fills_cache = false;
     bool accumulate = false;
   };
 
+  /// Throws Error(kInternal) where a caller broke the contract.
+  static void require(bool holds, std::string_view what);
   ModelTensors arrange(std::span<const Tensor> tensors) const;
   void check_bound(std::span<const Tensor> tensors, bool gradients) const;
   void check_batch(const MicroBatchView& batch) const;
   void check_tokens(std::span<const int32_t> tokens, int32_t lowest, std::string_view what) const;
 
-  Pass begin(int64_t sequences, int64_t sequence_length, bool keeps_blocks);
-  BlockActivations block_of(const Pass& pass, int layer) const;
+  Pass begin(int64_t sequences, int64_t sequence_length);
   const BlockTensors& weights_of(int layer) const {
     return weights_.blocks[static_cast<size_t>(layer - 1)];
   }
@@ -89,17 +94,28 @@ class Llama final : public Model {
 
   void load(const MicroBatchView& batch, const Pass& pass);
   void forward(const Pass& pass, const LayerHooks& hooks);
-  void forward_attention(const Pass& pass, int layer);
-  void forward_feed_forward(const Pass& pass, int layer);
+  void forward_input_norm(const Pass& pass, const BlockActivations& block, int layer);
+  void forward_attention(const Pass& pass, const BlockActivations& block, int layer);
+  void forward_middle_norm_and_gate_up(const BlockActivations& block, int layer);
   /// Announces the head's layer and takes rows [first, T) through the last norm, into the same rows
-  /// of `normed`.
+  /// of `final_normed`.
   void forward_final_norm(const Pass& pass, int64_t first, const LayerHooks& hooks);
 
   void backward(const Pass& pass, const LayerHooks& hooks);
   void backward_final_norm(const Pass& pass);
-  void backward_feed_forward(const Pass& pass, int layer);
-  void backward_attention(const Pass& pass, int layer);
+  /// What matrix products made of the block and was not kept.
+  void recompute(const Pass& pass, const BlockActivations& block, int layer);
+  void backward_feed_forward(const Pass& pass, const BlockActivations& block, int layer);
+  void backward_attention(const Pass& pass, const BlockActivations& block, int layer);
   void backward_embedding(const Pass& pass);
+  bool recomputes(Recompute level) const { return activations_.shape().recompute >= level; }
+
+  bool has_cache() const { return activations_.shape().use == ActivationUse::kGeneration; }
+  /// Copies the keys and values of the pass's tokens into their rows of the cache.
+  void remember(const Pass& pass, const Tensor& qkv, int layer);
+  void attend_to_cache(const Pass& pass, const BlockActivations& block, int layer);
+  /// Runs the pass over tokens already loaded; scores behind its last one.
+  std::vector<float> logits_of(const Pass& pass);
 
   Rope rope_of(const Pass& pass, const Tensor& qkv) const;
   /// RMSNorm without a residual addition: of the embedding, and recomputed by the backward.
@@ -123,6 +139,7 @@ class Llama final : public Model {
   void* workspace_;
   ModelTensors weights_, gradients_;
   bool weights_bound_ = false, gradients_bound_ = false;
+  int64_t remembered_tokens_ = 0;  // in the cache
 };
 
 }  // namespace flashshard

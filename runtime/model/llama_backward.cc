@@ -1,6 +1,7 @@
 // The backward pass, of the sum of token losses. `residual_gradient` is the gradient of the
-// residual stream; each branch adds its own through the norm at its entrance. Normed inputs and
-// SwiGLU outputs are recomputed (llama_activations.h).
+// residual stream; each branch adds its own through the norm at its entrance. What was not kept is
+// computed again first (Recompute), by the calls of the forward, hence with its bits. An operation
+// more, fewer or elsewhere changes llama_activation_graph.cc too.
 #include "runtime/model/llama.h"
 
 namespace flashshard {
@@ -21,8 +22,11 @@ void Llama::backward(const Pass& pass, const LayerHooks& hooks) {
   hooks.call_after_layer_backward(options_.layers + 1);
   for (int layer = options_.layers; layer >= 1; --layer) {
     hooks.call_before_layer(layer);
-    backward_feed_forward(pass, layer);
-    backward_attention(pass, layer);
+    const BlockViewsOf<Tensor>& views = activations_.block(layer);
+    recompute(pass, first_rows(views.recompute, pass.tokens), layer);
+    const BlockActivations block = first_rows(views.backward, pass.tokens);
+    backward_feed_forward(pass, block, layer);
+    backward_attention(pass, block, layer);
     hooks.call_after_layer_backward(layer);
   }
   backward_embedding(pass);
@@ -41,59 +45,78 @@ void Llama::backward_final_norm(const Pass& pass) {
                              .weight = weights_.final_norm});
 }
 
-void Llama::backward_feed_forward(const Pass& pass, int layer) {
-  const SharedActivations& shared = pass.shared;
-  const BlockActivations block = block_of(pass, layer);
+void Llama::recompute(const Pass& pass, const BlockActivations& block, int layer) {
+  if (layer == options_.layers) return;  // its products are still there
+  const BlockTensors& weights = weights_of(layer);
+  if (recomputes(Recompute::kFull)) {
+    normalise(block.attention_normed, block.input_inverse_rms, block.input, weights.input_norm);
+    forward_attention(pass, block, layer);
+    forward_middle_norm_and_gate_up(block, layer);
+  } else if (recomputes(Recompute::kFeedForward)) {
+    normalise(block.feed_forward_normed, block.middle_inverse_rms, block.middle,
+              weights.post_attention_norm);
+    project(block.gate_up, block.feed_forward_normed, weights.gate_up_projection);
+  }
+}
+
+void Llama::backward_feed_forward(const Pass& pass, const BlockActivations& block, int layer) {
+  const Tensor& residual_gradient = pass.shared.residual_gradient;
   const BlockTensors& weights = weights_of(layer);
   const BlockTensors& gradients = gradients_of(layer);
 
-  backend_.swiglu({.out = shared.swiglu, .gate_up = block.gate_up});
-  project_backward(shared.swiglu, gradients.down_projection, shared.residual_gradient,
-                   shared.swiglu, weights.down_projection, pass.accumulate);
+  if (recomputes(Recompute::kElementwise)) {
+    backend_.swiglu({.out = block.swiglu, .gate_up = block.gate_up});
+  }
+  project_backward(block.swiglu, gradients.down_projection, residual_gradient, block.swiglu,
+                   weights.down_projection, pass.accumulate);
   backend_.swiglu_backward(
-      {.grad_gate_up = block.gate_up, .grad_out = shared.swiglu, .gate_up = block.gate_up});
+      {.grad_gate_up = block.gate_up, .grad_out = block.swiglu, .gate_up = block.gate_up});
 
-  normalise(shared.normed, block.middle_inverse_rms, block.middle, weights.post_attention_norm);
-  project_backward(shared.normed, gradients.gate_up_projection, block.gate_up, shared.normed,
-                   weights.gate_up_projection, pass.accumulate);
+  if (recomputes(Recompute::kElementwise)) {
+    normalise(block.feed_forward_normed, block.middle_inverse_rms, block.middle,
+              weights.post_attention_norm);
+  }
+  project_backward(block.feed_forward_normed, gradients.gate_up_projection, block.gate_up,
+                   block.feed_forward_normed, weights.gate_up_projection, pass.accumulate);
   clear(pass, gradients.post_attention_norm);
-  backend_.rmsnorm_backward({.grad_x = shared.residual_gradient,
+  backend_.rmsnorm_backward({.grad_x = residual_gradient,
                              .grad_weight = gradients.post_attention_norm,
-                             .grad_out = shared.normed,
+                             .grad_out = block.feed_forward_normed,
                              .x = block.middle,
                              .inverse_rms = block.middle_inverse_rms,
                              .weight = weights.post_attention_norm});
 }
 
-void Llama::backward_attention(const Pass& pass, int layer) {
-  const SharedActivations& shared = pass.shared;
-  const BlockActivations block = block_of(pass, layer);
+void Llama::backward_attention(const Pass& pass, const BlockActivations& block, int layer) {
+  const Tensor& residual_gradient = pass.shared.residual_gradient;
   const BlockTensors& weights = weights_of(layer);
   const BlockTensors& gradients = gradients_of(layer);
 
-  project_backward(shared.attention_gradient, gradients.output_projection, shared.residual_gradient,
+  project_backward(block.attention_gradient, gradients.output_projection, residual_gradient,
                    block.attention, weights.output_projection, pass.accumulate);
-  backend_.attention_backward({.grad_qkv = shared.qkv_gradient,
-                               .grad_out = shared.attention_gradient,
+  backend_.attention_backward({.grad_qkv = block.qkv_gradient,
+                               .grad_out = block.attention_gradient,
                                .out = block.attention,
                                .log_sum_exp = block.log_sum_exp,
                                .qkv = block.qkv,
                                .shape = pass.attention});
-  Rope unrotate = rope_of(pass, shared.qkv_gradient);
+  Rope unrotate = rope_of(pass, block.qkv_gradient);
   unrotate.inverse = true;
   backend_.rope(unrotate);
   if (options_.qkv_bias) {
     clear(pass, gradients.qkv_bias);
-    backend_.bias_backward({.grad_bias = gradients.qkv_bias, .grad_out = shared.qkv_gradient});
+    backend_.bias_backward({.grad_bias = gradients.qkv_bias, .grad_out = block.qkv_gradient});
   }
 
-  normalise(shared.normed, block.input_inverse_rms, block.input, weights.input_norm);
-  project_backward(shared.normed, gradients.qkv_projection, shared.qkv_gradient, shared.normed,
-                   weights.qkv_projection, pass.accumulate);
+  if (recomputes(Recompute::kElementwise)) {
+    normalise(block.attention_normed, block.input_inverse_rms, block.input, weights.input_norm);
+  }
+  project_backward(block.attention_normed, gradients.qkv_projection, block.qkv_gradient,
+                   block.attention_normed, weights.qkv_projection, pass.accumulate);
   clear(pass, gradients.input_norm);
-  backend_.rmsnorm_backward({.grad_x = shared.residual_gradient,
+  backend_.rmsnorm_backward({.grad_x = residual_gradient,
                              .grad_weight = gradients.input_norm,
-                             .grad_out = shared.normed,
+                             .grad_out = block.attention_normed,
                              .x = block.input,
                              .inverse_rms = block.input_inverse_rms,
                              .weight = weights.input_norm});

@@ -68,6 +68,15 @@ class WorkspaceMaximum {
     const Tensor out = view({tokens_, o.attention_width()}), qkv = view({tokens_, o.qkv_width()});
     const Tensor log_sum_exp = fp32({tokens_, o.heads});
     add(AttentionForward{.out = out, .log_sum_exp = log_sum_exp, .qkv = qkv, .shape = shape});
+    if (shape_.use == ActivationUse::kGeneration) {
+      add(AttentionDecode{
+          .out = view({1, o.attention_width()}),
+          .qkv = view({1, o.qkv_width()}),
+          .keys_values = view({tokens_, 2 * int64_t{o.kv_heads} * int64_t{o.head_dim}}),
+          .heads = o.heads,
+          .kv_heads = o.kv_heads,
+          .head_dim = o.head_dim});
+    }
     if (!training()) return;
     add(AttentionBackward{.grad_qkv = qkv,
                           .grad_out = out,

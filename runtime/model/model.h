@@ -78,8 +78,14 @@ class Model {
   virtual LossResult evaluate(const MicroBatchView& batch, const LayerHooks& hooks = {}) = 0;
 
   /// Scores of every token of the vocabulary as the next one after `tokens`, 1 <= size <=
-  /// maximum_sequence_length().
+  /// maximum_sequence_length(). A model made for generation remembers the tokens.
   virtual std::vector<float> next_token_logits(std::span<const int32_t> tokens) = 0;
+  /// The same after the remembered tokens and `token`, which is remembered with them; at most
+  /// maximum_sequence_length() together. Throws Error(kInternal) when there is no room, or nothing
+  /// to follow.
+  virtual std::vector<float> continue_with(int32_t token) = 0;
+  /// Of the text that continue_with() goes on from; 0 for a model not made for generation.
+  virtual int64_t remembered_tokens() const = 0;
 
  protected:
   Model() = default;

@@ -4,6 +4,7 @@
 Run by ctest, one case each:  FLASHSHARD_BINARY=build/flashshard python3 tests/launch/end_to_end_test.py Runs.test_...
 """
 import json
+import math
 import os
 import pathlib
 import random
@@ -114,8 +115,28 @@ class Runs(EndToEnd):
         self.assertEqual(inspection["world_size"], 2)
         evaluation = json.loads(self.call(["eval", "--checkpoint", run, "--data", self.folder / "data", "--json"], ranks=2).stdout)
         self.assertAlmostEqual(evaluation["loss"], losses[2], places=5)
-        text = self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout
+        self.assertAlmostEqual(evaluation["bits_per_byte"], losses[2] / math.log(2), places=5)  # a token is a byte
+        self.assertEqual(evaluation["bits_per_token"], evaluation["bits_per_byte"])
+        generated = self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"])
+        self.assertIn("tokens per second", generated.stderr)
+        text = generated.stdout
         self.assertEqual(text, self.call(["generate", "--checkpoint", run, "--prompt", "and ", "--tokens", "40", "--seed", "3"]).stdout)
+
+    def test_a_checkpoint_is_fine_tuned_on_pairs_and_then_ends_its_answers(self):
+        self.call(self.train("base"), ranks=2)
+        pair = json.dumps({"prompt": "go ", "response": "out."}) + "\n"
+        (self.folder / "pairs.jsonl").write_text(pair * 400)
+        out = self.call(["prepare", "--input", self.folder / "pairs.jsonl", "--output", self.folder / "pairs",
+                         "--jsonl-fields", "prompt,response"]).stdout
+        self.assertIn("in the loss          2,000 tokens", out)
+        self.call(self.train("tuned", f"model.initialize_from={self.folder}/base", f"data.path={self.folder}/pairs",
+                             "train.steps=60"), ranks=2)
+        text = self.call(["generate", "--checkpoint", self.folder / "tuned", "--prompt", "go ", "--temperature", "0"]).stdout
+        self.assertEqual(text, "go out.\n")
+        evaluation = json.loads(self.call(["eval", "--checkpoint", self.folder / "tuned", "--data", self.folder / "pairs",
+                                           "--json"], ranks=2).stdout)
+        self.assertEqual(evaluation["tokens"], 100)  # 20 of 400 pairs are held out, 5 tokens of each count
+        self.assertAlmostEqual(evaluation["bits_per_byte"], evaluation["bits_per_token"] * 5 / 4)
 
     def test_a_request_to_stop_saves_and_the_resumed_run_ends_with_the_same_hash(self):
         self.call(self.train("whole", *LONG), ranks=2)
@@ -242,6 +263,22 @@ class BadInput(EndToEnd):
         (self.folder / "empty.txt").touch()
         self.refused(3, "empty.txt", ranks=None,
                      arguments=["prepare", "--input", self.folder / "empty.txt", "--output", self.folder / "d"])
+
+    def test_documents_tokenizers_and_shards_are_refused_with_their_place(self):
+        def prepare(text, *arguments):
+            (self.folder / "bad.jsonl").write_text(text)
+            return ["prepare", "--input", self.folder / "bad.jsonl", "--output", self.folder / "d",
+                    "--validation-fraction", "0", *arguments]
+        fields = ("--jsonl-fields", "prompt,response")
+        self.refused(3, "bad.jsonl, line 2", ranks=None, arguments=prepare('{"prompt": "a", "response": "b"}\n{"pro', *fields))
+        self.refused(3, "bad.jsonl, line 1", "response", ranks=None, arguments=prepare('{"prompt": "a"}', *fields))
+        self.refused(2, "spm", "sentencepiece:MODEL", ranks=None, arguments=prepare("text", "--tokenizer", "spm"))
+        self.refused(3, "bad.jsonl", ranks=None, arguments=prepare("text", "--tokenizer", f"sentencepiece:{self.folder}/bad.jsonl"))
+        self.refused(3, "tokenizer.json", ranks=None, arguments=prepare("text", "--tokenizer", f"hf:{self.folder}"))
+        (self.folder / "a.bin").write_bytes(bytes(2000))
+        self.refused(3, "a.bin", "magic", settings=[f"data.path={self.folder}/a.bin"])
+        self.refused(2, "model.vocab_size", settings=["model.vocab_size=255"])
+        self.refused(2, "nowhere", settings=["model.initialize_from=nowhere"])
 
     def test_checkpoints_that_are_missing_or_damaged_have_their_codes(self):
         self.call(self.train(), ranks=2)

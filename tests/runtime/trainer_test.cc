@@ -5,7 +5,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
@@ -16,11 +21,11 @@
 #include "runtime/data/prepare.h"
 #include "runtime/engine.h"
 #include "runtime/evaluate.h"
-#include "runtime/generate.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
 #include "runtime/trained_model.h"
+#include "runtime/write_text.h"
 #include "tests/optim/ranks.h"
 #include "tests/runtime/metrics/temporary_folder.h"
 
@@ -157,6 +162,22 @@ TEST_F(Runs, OnOneToFourRanksReachTheSameLossAndDivideTheState) {
   }
 }
 
+TEST_F(Runs, EndWithTheSameBitsWhateverIsRecomputedInTheMemoryPredicted) {
+  int64_t more = std::numeric_limits<int64_t>::max();
+  std::string expected;
+  for (const std::string level : {"NONE", "ELEMENTWISE", "FEED_FORWARD", "FULL"}) {
+    ASSERT_EQ(run(2, config(level, {"model.layers=4", "model.recompute=" + level})),
+              ExitCode::kDone);
+    if (expected.empty()) expected = hash(level);
+    EXPECT_EQ(hash(level), expected) << level;
+    std::ifstream file(folder_ / level / "memory.json");
+    const auto rank = nlohmann::json::parse(file)["ranks"][1];
+    EXPECT_EQ(rank["predicted"]["activations"], rank["tagged"]["activations"]);
+    EXPECT_LT(rank["tagged"]["activations"].get<int64_t>(), more) << level;
+    more = rank["tagged"]["activations"].get<int64_t>();
+  }
+}
+
 TEST_F(Runs, InTheirReferencesFormatsAlsoLearn) {
   for (const auto& formats : std::vector<std::vector<std::string>>{
            {"optimizer.state=FP32", "optimizer.master_weight_bits=32"},
@@ -271,7 +292,7 @@ TEST_F(Runs, EndWithCodeSevenWhenGradientsStayNonFinite) {
     RunReporter reporter(*folder, communicator.rank());
     RunProgress progress;
     progress.step = 1;
-    progress.data_fingerprint = data.manifest().fingerprint();
+    progress.data = data.manifest();
     RunCheckpoint(communicator, *folder, poisoned, engine, reporter).save(progress);
   });
   const std::string before = hash("a");
@@ -351,22 +372,142 @@ TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
           evaluate(communicator, model.model(), dataset, {model.batch(), 32, 0});
       EXPECT_NEAR(result.mean_loss(), trained_loss, 1e-6);
       EXPECT_EQ(result.tokens, dataset.token_count() - 1);
+      EXPECT_NEAR(std::log(result.perplexity()), result.mean_loss(), 1e-12);
+      EXPECT_NEAR(std::exp2(result.bits_per_token()), result.perplexity(), 1e-9);
+      EXPECT_EQ(result.bits_per_byte(2), result.bits_per_token() / 2);
       EXPECT_THROW(model.require_vocabulary(257), Error);
     });
   }
   const auto alone = std::move(make_thread_communicators(1).front());
-  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kOneSequence);
+  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kText);
+  const auto tokenizer = model.open_tokenizer();
   GenerationRequest request;
   request.prompt = "and the ";
-  request.tokens = 60;
-  request.sampling.temperature = 0;
+  request.options.tokens = 60;
+  request.options.sampling.temperature = 0;
   std::string seen;
-  const std::string written = generate(model.model(), request, [&](char c) { seen += c; });
-  EXPECT_EQ(written, request.prompt + seen);
-  EXPECT_EQ(written.size(), 68u);
-  EXPECT_EQ(written, generate(model.model(), request));
+  const WrittenText written =
+      write_text(model.model(), *tokenizer, request, [&](std::string_view text) { seen += text; });
+  EXPECT_EQ(written.text, request.prompt + seen);
+  EXPECT_EQ(written.text.size(), 68u);
+  EXPECT_FALSE(written.ended);
+  EXPECT_EQ(written.text, write_text(model.model(), *tokenizer, request).text);
   request.prompt.clear();
-  EXPECT_THROW(generate(model.model(), request), Error);
+  EXPECT_THROW(write_text(model.model(), *tokenizer, request), Error);
+}
+
+/// Documents of one answer each: a model that has learned them ends by itself.
+class Documents : public Runs {
+ protected:
+  data::PrepareReport prepare_pairs(const std::string& name, const std::string& tokenizer) {
+    std::ofstream file(folder_ / "pairs.jsonl");
+    for (int i = 0; i < 400; ++i) {
+      file << R"({"prompt": "go ", "response": "out."})"
+           << "\n";
+    }
+    file.close();
+    data::PrepareOptions options;
+    options.inputs = {folder_ / "pairs.jsonl"};
+    options.output = folder_ / name;
+    options.tokenizer = tokenizer;
+    options.jsonl_fields = {"prompt", "response"};
+    return data::prepare(options);
+  }
+  proto::RunConfig on(const std::string& run, const std::string& data,
+                      std::vector<std::string> overrides = {}) const {
+    overrides.push_back("data.path=" + (folder_ / data).string());
+    return config(run, overrides);
+  }
+  WrittenText write(const std::string& run, const std::string& prompt) const {
+    const auto alone = std::move(make_thread_communicators(1).front());
+    TrainedModel model((folder_ / run).string(), *alone, TrainedModel::Use::kText);
+    GenerationRequest request;
+    request.prompt = prompt;
+    request.options.tokens = 30;
+    request.options.sampling.temperature = 0;
+    return write_text(model.model(), *model.open_tokenizer(), request);
+  }
+};
+
+const std::string kSentencePiece =
+    "sentencepiece:" FLASHSHARD_TEST_DATA "/runtime/data/golden/tokenizer.model";
+
+TEST_F(Documents, FineTuneAModelFromACheckpointWithFreshState) {
+  ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
+  prepare_pairs("pairs", "byte");
+  const std::string from = "model.initialize_from=" + (folder_ / "a").string();
+  // Nothing learned: the weights are the checkpoint's, whatever the number of ranks.
+  ASSERT_EQ(run(3, on("same", "data",
+                      {from, "train.steps=5", "optimizer.learning_rate=1e-30",
+                       "optimizer.rounding=NEAREST"})),
+            ExitCode::kDone);
+  EXPECT_NEAR(metrics("same").back()["validation_loss"].get<double>(),
+              metrics("a").back()["validation_loss"].get<double>(), 1e-6);
+  ASSERT_EQ(run(2, on("tuned", "pairs", {from, "train.steps=60"})), ExitCode::kDone);
+  const auto lines = metrics("tuned");
+  EXPECT_LT(lines.back()["loss"].get<double>(), 0.5 * lines.front()["loss"].get<double>());
+  // Of each pair of 8 tokens, 5 count.
+  EXPECT_NEAR(lines.front()["tokens"].get<double>(), 8 * 32 * 5.0 / 8, 8);
+  const WrittenText written = write("tuned", "go ");
+  EXPECT_EQ(written.text, "go out.");
+  EXPECT_TRUE(written.ended);
+}
+
+TEST_F(Documents, ThroughATokenizerAreWrittenAfterTheDataIsGone) {
+  prepare_pairs("pairs", kSentencePiece);
+  ASSERT_EQ(run(2, on("a", "pairs", {"train.steps=60"})), ExitCode::kDone);
+  std::filesystem::remove_all(folder_ / "pairs");
+  const WrittenText written = write("a", "go ");
+  EXPECT_THAT(written.text, HasSubstr("out."));
+  EXPECT_TRUE(written.ended);
+}
+
+TEST_F(Documents, OfAnotherTokenizerAreRefusedEverywhere) {
+  ASSERT_EQ(run(1, config("a", {"model.vocab_size=340"})), ExitCode::kDone);
+  prepare_pairs("pairs", kSentencePiece);
+  const auto refused = [](const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_THAT(error.what(),
+                HasSubstr("the checkpoint's tokens are those of the tokenizer `byte"));
+    EXPECT_THAT(error.what(), HasSubstr("`sentencepiece "));
+  };
+  refused(failure(2, on("a", "pairs", {"model.vocab_size=340", "train.steps=30"})));
+  refused(failure(2, on("b", "pairs", {"model.initialize_from=" + (folder_ / "a").string()})));
+  const auto alone = std::move(make_thread_communicators(1).front());
+  const TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kBatches);
+  try {
+    model.require_tokenizer(data::read_manifest(folder_ / "pairs"));
+    ADD_FAILURE() << "nothing thrown";
+  } catch (const Error& error) {
+    refused(error);
+  }
+  const Error too_small = failure(2, on("c", "pairs", {"model.vocab_size=256"}));
+  EXPECT_EQ(too_small.code(), ExitCode::kUsage);
+  EXPECT_THAT(too_small.what(), HasSubstr("vocabulary of 340 tokens does not fit the model's 256"));
+}
+
+TEST_F(Documents, StartFromAModelOfTheSameShapeOnly) {
+  ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
+  const std::string from = "model.initialize_from=" + (folder_ / "a").string();
+  const Error error = failure(2, config("b", {from, "model.feed_forward_size=96"}));
+  EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
+  const Error nowhere = failure(2, config("c", {"model.initialize_from=nowhere"}));
+  EXPECT_EQ(nowhere.code(), ExitCode::kUsage);
+}
+
+TEST_F(Documents, OfOtherProgramsNeedAVocabularyThatHoldsTheirIds) {
+  std::string bytes(1024, '\0');
+  const std::array<int32_t, 3> header = {20240520, 1, 4000};
+  std::memcpy(bytes.data(), header.data(), sizeof(header));
+  for (int i = 0; i < header[2]; ++i) bytes += {static_cast<char>(i % 50), '\1'};
+  std::ofstream(folder_ / "a.bin", std::ios::binary) << bytes;
+  const Error unset = failure(2, on("a", "a.bin"));
+  EXPECT_EQ(unset.code(), ExitCode::kUsage);
+  EXPECT_THAT(unset.what(), HasSubstr("their largest id is 305"));
+  const Error small = failure(2, on("b", "a.bin", {"model.vocab_size=305"}));
+  EXPECT_EQ(small.code(), ExitCode::kBadData);
+  EXPECT_THAT(small.what(), HasSubstr("ids up to 305 do not fit the model's vocabulary of 305"));
+  EXPECT_EQ(run(2, on("c", "a.bin", {"model.vocab_size=306"})), ExitCode::kDone);
 }
 
 TEST(RunAndAgree, TellsEveryRankOfOneRanksFailure) {

@@ -75,6 +75,46 @@ TEST_P(Attention, MixesTheValuesOfEarlierTokens) {
   }
 }
 
+/// What follows the queries in each row of q‖k‖v.
+Array keys_and_values(const AttentionShape& s, DType dtype, const Values& qkv, int64_t tokens) {
+  const int64_t queries = int64_t{s.heads} * s.head_dim;
+  const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
+  Values rows;
+  for (int64_t t = 0; t < tokens; ++t) {
+    rows.insert(rows.end(), qkv.begin() + t * width + queries, qkv.begin() + (t + 1) * width);
+  }
+  return Array(dtype, {tokens, width - queries}, rows);
+}
+
+TEST_P(Attention, OfOneTokenAgainstACacheHasTheBitsOfTheWholeSequence) {
+  constexpr AttentionShape kSequences[] = {
+      {.sequences = 1, .sequence_length = 150, .heads = 3, .kv_heads = 1, .head_dim = 10},
+      {.sequences = 1, .sequence_length = 130, .heads = 4, .kv_heads = 4, .head_dim = 32},
+      {.sequences = 1, .sequence_length = 20, .heads = 70, .kv_heads = 2, .head_dim = 6},
+  };
+  for (const AttentionShape& s : kSequences) {
+    Arrays arrays(s, dtype(), random_);
+    const AttentionForward whole = arrays.forward(s);
+    backend_.bind(whole).attention(whole);
+    const Values expected = arrays.out.values();
+    const int64_t width = int64_t{s.heads} * s.head_dim;
+    for (const int64_t tokens : {1, 2, 16, 17, 64, 65, 128, 130, 150}) {
+      if (tokens > s.sequence_length) continue;
+      Array cache = keys_and_values(s, dtype(), arrays.qkv.values(), tokens);
+      Array out(dtype(), {1, width});
+      const AttentionDecode call = {.out = out.tensor(),
+                                    .qkv = arrays.qkv.tensor().row_range(tokens - 1, 1),
+                                    .keys_values = cache.tensor(),
+                                    .heads = s.heads,
+                                    .kv_heads = s.kv_heads,
+                                    .head_dim = s.head_dim};
+      backend_.bind(call).attention_decode(call);
+      const auto row = expected.begin() + (tokens - 1) * width;
+      EXPECT_EQ(out.values(), Values(row, row + width)) << tokens << " tokens";
+    }
+  }
+}
+
 TEST_P(Attention, BackwardWritesTheGradientsOfQueriesKeysAndValues) {
   for (const AttentionShape& s : kShapes) {
     Arrays arrays(s, dtype(), random_);

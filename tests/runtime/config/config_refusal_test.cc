@@ -87,7 +87,7 @@ TEST_P(LaterFieldTest, IsUnknown) {
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
                          ::testing::Values("parallelism.release", "parallelism.reproducible",
                                            "numerics.check", "checkpoint.async", "run.profile",
-                                           "model.recompute", "optimizer.weight_format"));
+                                           "optimizer.weight_format"));
 
 struct WrongValue {
   std::string assignment;

@@ -62,13 +62,15 @@ inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
   return names;
 }
 
-/// Bytes that repeat only after 2^32: a shifted or swapped read shows.
+/// Bytes that repeat only after 2^32: a shifted or swapped read shows. Byte 0 ends documents and is
+/// not among them.
 inline std::string text_of(size_t bytes) {
   std::string text(bytes, '\0');
   uint32_t state = 1;
   for (char& c : text) {
     state = state * 1664525u + 1013904223u;
     c = static_cast<char>(state >> 24);
+    if (c == '\0') c = '\1';
   }
   return text;
 }

@@ -20,6 +20,11 @@ DatasetManifest example() {
   manifest.train = {{.tokens = 100, .payload_hash = ~uint64_t{0}},
                     {.tokens = 7, .payload_hash = 1}};
   manifest.validation = {{.tokens = 5, .payload_hash = 2}};
+  manifest.tokenizer_hash = 0x8000000000000001;
+  manifest.end_of_document = 255;
+  manifest.loss_mask = true;
+  manifest.train_totals = {.documents = 3, .text_bytes = 90, .counted = 60};
+  manifest.validation_totals = {.documents = 1, .text_bytes = 4, .counted = 5};
   manifest.sources = {{.name = "a \"b\".txt", .bytes = 112, .hash = 3}};
   return manifest;
 }
@@ -29,6 +34,31 @@ TEST(DatasetManifest, IsReadBackAsItWasWritten) {
   write_manifest(folder.path(), example());
   EXPECT_EQ(read_manifest(folder.path()), example());
   EXPECT_EQ(names_in(folder.path()), std::vector<std::string>{"dataset.json"});
+}
+
+TEST(DatasetManifest, OfVersionOneIsBytesWithoutEndsOfDocuments) {
+  DataFolder folder;
+  DatasetManifest old = example();
+  old.tokenizer_hash = 0;
+  write_manifest(folder.path(), old);
+  auto json = nlohmann::json::parse(read_file(folder / "dataset.json"));
+  json["version"] = 1;
+  for (const char* field :
+       {"tokenizer_hash", "end_of_document", "loss_mask", "train_totals", "validation_totals"}) {
+    json.erase(field);
+  }
+  write_file(folder / "dataset.json", json.dump());
+  const DatasetManifest read = read_manifest(folder.path());
+  EXPECT_EQ(read.fingerprint(), old.fingerprint());
+  EXPECT_EQ(read.identity(), TokenizerIdentity{});
+  EXPECT_EQ(read.bytes_per_token(Split::kValidation), 1.0);
+}
+
+TEST(DatasetManifest, KnowsBytesPerTokenWhereTextWasCounted) {
+  EXPECT_EQ(example().bytes_per_token(Split::kTrain), 1.5);
+  DatasetManifest foreign;
+  foreign.tokenizer = "llm.c";
+  EXPECT_EQ(foreign.bytes_per_token(Split::kTrain), std::nullopt);
 }
 
 TEST(DatasetManifest, RecordsASourceNameThatIsNoText) {
@@ -43,6 +73,9 @@ TEST(DatasetManifest, FingerprintFollowsTheTokensAndNotTheSources) {
   DatasetManifest other = example();
   other.sources[0].name = "elsewhere/c.txt";
   EXPECT_EQ(other.fingerprint(), example().fingerprint());
+  other.tokenizer_hash ^= 1;
+  EXPECT_NE(other.fingerprint(), example().fingerprint());
+  other.tokenizer_hash ^= 1;
   other.train[1].payload_hash ^= 1;
   EXPECT_NE(other.fingerprint(), example().fingerprint());
 }
@@ -85,7 +118,12 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         FieldCase{"/format", "\"other\"", "`format` is not flashshard-dataset"},
         FieldCase{"/format", "", "`format` is not present"},
-        FieldCase{"/version", "2", "`version` is not 1"},
+        FieldCase{"/version", "3", "`version` is not an integer from 1 to 2"},
+        FieldCase{"/tokenizer_hash", "1", "`tokenizer_hash` is not text"},
+        FieldCase{"/end_of_document", "256", "`end_of_document` is not an integer from -1 to 255"},
+        FieldCase{"/loss_mask", "1", "`loss_mask` is not true or false"},
+        FieldCase{"/train_totals", "[]", "`train_totals.` is not an object"},
+        FieldCase{"/validation_totals/text_bytes", "-1", "`validation_totals.text_bytes`"},
         FieldCase{"/tokenizer", "7", "`tokenizer` is not text"},
         FieldCase{"/tokenizer", "\"other\"", "`fingerprint` is not that of the other fields"},
         FieldCase{"/vocab_size", "0", "`vocab_size` is not an integer from 1"},

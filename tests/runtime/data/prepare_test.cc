@@ -14,11 +14,19 @@ std::string text_of_split(const std::filesystem::path& folder, Split split) {
   return {tokens.begin(), tokens.end()};
 }
 
+// The text without the bytes that end documents.
+std::string without_ends(std::string text, int64_t& ends) {
+  ends += static_cast<int64_t>(std::erase(text, '\0'));
+  return text;
+}
+
 // The text put together again from both splits by the rule of the document.
-std::string merged(const std::filesystem::path& folder, int64_t total_bytes, double fraction) {
+std::string merged(const std::filesystem::path& folder, int64_t total_bytes, double fraction,
+                   int64_t& ends) {
   const HeldOutBlocks blocks(total_bytes, fraction);
-  const std::string train = text_of_split(folder, Split::kTrain);
-  const std::string validation = text_of_split(folder, Split::kValidation);
+  const std::string train = without_ends(text_of_split(folder, Split::kTrain), ends);
+  const std::string validation =
+      fraction > 0 ? without_ends(text_of_split(folder, Split::kValidation), ends) : "";
   std::string text;
   size_t from_train = 0;
   size_t from_validation = 0;
@@ -61,12 +69,17 @@ TEST_P(Prepare, PutsEveryByteIntoExactlyOneSplitInOrder) {
   }
   const PrepareReport report = prepare(options);
   const auto total_bytes = static_cast<int64_t>(total);
-  EXPECT_EQ(merged(folder / "out", total_bytes, corpus.fraction), text);
+  int64_t ends = 0;
+  EXPECT_EQ(merged(folder / "out", total_bytes, corpus.fraction, ends), text);
+  const auto files = static_cast<int64_t>(corpus.files.size());
+  EXPECT_EQ(ends, files);
   EXPECT_EQ(report.input_bytes, total_bytes);
-  EXPECT_EQ(report.train_tokens + report.validation_tokens, total_bytes);
+  EXPECT_EQ(report.train_tokens + report.validation_tokens, total_bytes + files);
+  EXPECT_EQ(report.train_totals.text_bytes + report.validation_totals.text_bytes, total_bytes);
+  EXPECT_EQ(report.train_totals.documents + report.validation_totals.documents, files);
   EXPECT_NEAR(static_cast<double>(report.validation_tokens),
               corpus.fraction * static_cast<double>(total),
-              static_cast<double>(report.validation_block_tokens));
+              static_cast<double>(report.validation_block_tokens + files));
   EXPECT_EQ(report.train_shards,
             (report.train_tokens + corpus.shard_tokens - 1) / corpus.shard_tokens);
   const DatasetManifest manifest = read_manifest(folder / "out");
@@ -155,7 +168,7 @@ TEST(PrepareAgain, FinishesWhatWasInterrupted) {
               testing::HasSubstr("no dataset.json"));
   prepare(options);
   EXPECT_EQ(names_in(folder / "out").size(), 3u);
-  EXPECT_EQ(TokenDataset::open(folder / "out", Split::kTrain).token_count(), 4'750);
+  EXPECT_EQ(TokenDataset::open(folder / "out", Split::kTrain).token_count(), 4'751);
 }
 
 TEST(PrepareProgress, CountsUpToTheWholeInput) {

@@ -51,6 +51,57 @@ TEST(TokenShard, RefusesAnIdThatWouldBeNegative) {
               StartsWith("3: token id 4294967295 at position 1"));
 }
 
+TEST(TokenShardMask, HidesExactlyTheTokensThatDoNotCount) {
+  DataFolder folder;
+  std::vector<int32_t> expected;
+  {
+    ShardWriter writer(
+        {.path = folder / "a.tokens", .token_bytes = 2, .vocab_size = 1000, .loss_mask = true});
+    for (size_t run = 1; run < 30; ++run) {  // runs of every length, from every bit on
+      const Counted counted = run % 2 == 0 ? Counted::kYes : Counted::kNo;
+      const auto tokens = counting<uint16_t>(run, run);
+      writer.append(std::as_bytes(std::span(tokens)), counted);
+      for (const auto token : tokens) {
+        expected.push_back(counted == Counted::kYes ? token : kUncountedTarget);
+      }
+    }
+    EXPECT_TRUE(writer.finish().loss_mask);
+  }
+  const TokenShard shard(folder / "a.tokens", PayloadCheck::kHash);
+  for (size_t first = 0; first < expected.size(); first += 13) {
+    std::vector<int32_t> out(std::min<size_t>(40, expected.size() - first));
+    shard.read(first, out);
+    shard.hide_uncounted(first, out);
+    EXPECT_TRUE(std::equal(out.begin(), out.end(), expected.begin() + static_cast<long>(first)));
+  }
+}
+
+TEST(TokenShardMask, IsGuardedLikeTheTokens) {
+  DataFolder folder;
+  ShardWriter writer({.path = folder / "a.tokens", .vocab_size = 256, .loss_mask = true});
+  writer.append(std::as_bytes(std::span("nine bytes", 9)), Counted::kNo);
+  writer.finish();
+  const std::string whole = read_file(folder / "a.tokens");
+  ASSERT_EQ(whole.size(), kShardHeaderBytes + 9 + 2);
+  const auto error = [&](const std::string& content) {
+    write_file(folder / "b.tokens", content);
+    return error_of([&] { TokenShard(folder / "b.tokens", PayloadCheck::kHash); });
+  };
+  std::string flipped = whole;
+  flipped.back() = '\1';
+  EXPECT_THAT(error(flipped), StartsWith("3: token shard is corrupt"));
+  EXPECT_THAT(error(whole.substr(0, whole.size() - 1)), StartsWith("3: token shard is truncated"));
+}
+
+TEST(TokenShard, WithoutAMaskHidesNothing) {
+  DataFolder folder;
+  write_shard<uint8_t>(folder / "a.tokens", {1, 2, 3}, 256);
+  const TokenShard shard(folder / "a.tokens", PayloadCheck::kHash);
+  std::vector<int32_t> out = {7, 8, 9};
+  shard.hide_uncounted(0, out);
+  EXPECT_EQ(out, (std::vector<int32_t>{7, 8, 9}));
+}
+
 TEST(TokenShard, IsTheFormatOfTheDocumentByteForByte) {
   DataFolder folder;
   write_shard<uint16_t>(folder / "a.tokens", {0, 1, 2, 258, 49'999, 7, 32'768}, 50'000);
@@ -141,9 +192,9 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(TokenShard, OfANewerFormatVersionSaysSo) {
   auto bytes = encode_shard_header({1, 256, 10, 0});
-  bytes[8] = std::byte{2};
+  bytes[8] = std::byte{3};
   EXPECT_THAT(error_of([&] { decode_shard_header(bytes, "new.tokens"); }),
-              HasSubstr("format version 2, this program reads 1"));
+              HasSubstr("format version 3, this program reads 1 and 2"));
 }
 
 TEST(ShardWriter, LeavesNoReadableShardBehindWhenItIsNotFinished) {

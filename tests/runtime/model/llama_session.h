@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -103,8 +104,9 @@ inline TokenBatch make_batch(int64_t vocabulary, int64_t sequences, int64_t leng
 
 class LlamaSession {
  public:
-  LlamaSession(const LlamaOptions& options, const ActivationShape& shape, DType gradient_dtype)
-      : backend_(make_cpu_backend({.threads = 1})),
+  LlamaSession(const LlamaOptions& options, const ActivationShape& shape, DType gradient_dtype,
+               std::unique_ptr<Backend> backend = make_cpu_backend({.threads = 1}))
+      : backend_(std::move(backend)),
         ledger_(std::make_unique<MemoryLedger>(*backend_)),
         model_(std::make_unique<Llama>(*ledger_, options, shape)) {
     for (const ParameterSpec& p : model_->parameters()) {
