@@ -10,10 +10,16 @@ function(flashshard_room room)
   target_link_libraries(flashshard_${room} PUBLIC ${ARG_PUBLIC} PRIVATE flashshard_options ${ARG_PRIVATE})
 endfunction()
 
-# flashshard_optimize(<target> <level>): another -O level in optimised builds. Only kernels/ has loops whose speed is felt; elsewhere
-# -O3 buys nothing and takes a third of the compile time.
-function(flashshard_optimize target level)
-  target_compile_options(${target} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release,RelWithDebInfo>>:-O${level}>)
+# flashshard_optimize(<target> RELEASE <level> [DEBUG <level>]): another -O level than the build type's. Only kernels/ has loops whose
+# speed is felt; elsewhere -O3 buys nothing and takes a third of the compile time.
+function(flashshard_optimize target)
+  cmake_parse_arguments(ARG "" "RELEASE;DEBUG" "" ${ARGN})
+  if(ARG_RELEASE)
+    target_compile_options(${target} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release,RelWithDebInfo>>:-O${ARG_RELEASE}>)
+  endif()
+  if(ARG_DEBUG)
+    target_compile_options(${target} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Debug>>:-O${ARG_DEBUG}>)
+  endif()
 endfunction()
 
 # flashshard_test(<name> SOURCES ... LIBS ... [LABELS ...] [ENVIRONMENT ...]): one GoogleTest program, its cases listed in ctest.
@@ -25,7 +31,11 @@ function(flashshard_test name)
   add_executable(${name} ${ARG_SOURCES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} PRIVATE flashshard_options ${ARG_LIBS} GTest::gmock GTest::gtest_main)
-  flashshard_optimize(${name} 1)
+  flashshard_optimize(${name} RELEASE 1)
+  if(FLASHSHARD_SANITIZE)
+    # The rooms are what is looked at: half a test's compile time would go into checks of the test's own code.
+    target_compile_options(${name} PRIVATE -fno-sanitize=undefined)
+  endif()
   target_compile_definitions(${name} PRIVATE FLASHSHARD_TEST_DATA="${PROJECT_SOURCE_DIR}/tests")
   set(properties TIMEOUT ${ARG_TIMEOUT})
   if(ARG_LABELS)

@@ -4,30 +4,22 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
+#include "runtime/system_error.h"
+
 namespace flashshard::checkpoint {
-namespace {
-
-std::string reason(int error) { return std::generic_category().message(error); }
-
-bool is_permission(int error) { return error == EACCES || error == EPERM || error == EROFS; }
-
-}  // namespace
 
 Error write_error(std::string_view action, const std::string& path, int error) {
-  const std::string what = fmt::format("{}: {}", action, reason(error));
+  const std::string what = fmt::format("{}: {}", action, reason_of(error));
+  if (is_out_of_space(error)) {
+    return {ExitCode::kOutOfSpace, what, path,
+            "free space on this disk, or keep fewer checkpoints (checkpoint.keep_last)"};
+  }
+  if (is_permission(error)) {
+    return {ExitCode::kUsage, what, path, "make the folder writable, or choose another run.dir"};
+  }
   switch (error) {
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-      return {ExitCode::kOutOfSpace, what, path,
-              "free space on this disk, or keep fewer checkpoints (checkpoint.keep_last)"};
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return {ExitCode::kUsage, what, path, "make the folder writable, or choose another run.dir"};
     case ENOENT:
     case ENOTDIR:
     case EEXIST:
@@ -45,7 +37,7 @@ Error write_error(std::string_view action, const std::string& path, int error) {
 }
 
 Error read_error(std::string_view action, const std::string& path, int error) {
-  const std::string what = fmt::format("{}: {}", action, reason(error));
+  const std::string what = fmt::format("{}: {}", action, reason_of(error));
   if (is_permission(error)) {
     return {ExitCode::kUsage, what, path, "make it readable for this user"};
   }

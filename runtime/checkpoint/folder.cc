@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <exception>
 #include <random>
 
-#include "runtime/agreement.h"
 #include "runtime/checkpoint/manifest.h"
 
 namespace flashshard::checkpoint {
@@ -118,35 +116,6 @@ std::string make_attempt_id(Communicator& communicator) {
   communicator.broadcast(std::as_writable_bytes(std::span(id)), 0)
       .wait("waiting for rank 0 to begin a checkpoint");
   return id;
-}
-
-void check_shared_folder(const std::string& folder, Communicator& communicator,
-                         FileSystem& file_system) {
-  const std::string id = make_attempt_id(communicator);
-  const std::string nonce = join(folder, ".shared-" + id);
-  const std::string what = fmt::format("{} cannot hold this run", folder);
-  agree(communicator, outcome_of([&] {
-          if (communicator.rank() != 0) return;
-          make_folders(file_system, folder);
-          write_file(file_system, nonce, id);
-        }),
-        what);
-  const auto seen = outcome_of([&] {
-    if (kind_of(file_system, nonce) != PathKind::kFile ||
-        read_file(file_system, nonce, kAttemptDigits) != id) {
-      throw Error(ExitCode::kUsage, "it does not see what rank 0 wrote there", nonce,
-                  "put run.dir on a file system that all hosts share");
-    }
-  });
-  // The vote is a barrier as well: nobody looks any more when rank 0 removes the file.
-  std::exception_ptr refused;
-  try {
-    agree(communicator, seen, what);
-  } catch (const AgreedError&) {
-    refused = std::current_exception();
-  }
-  if (communicator.rank() == 0) file_system.remove_file(nonce);
-  if (refused) std::rethrow_exception(refused);
 }
 
 }  // namespace flashshard::checkpoint

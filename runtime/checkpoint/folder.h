@@ -48,11 +48,6 @@ std::string resolve(const std::string& argument, FileSystem& file_system = posix
 std::vector<std::string> clean_up(const std::string& checkpoints_folder,
                                   FileSystem& file_system = posix_file_system());
 
-/// Throws Error(kUsage), the same on every rank, when some rank does not see in `folder` what rank
-/// 0 writes there. Makes the folder. All ranks call it.
-void check_shared_folder(const std::string& folder, Communicator& communicator,
-                         FileSystem& file_system = posix_file_system());
-
 /// 16 hexadecimal digits, made on rank 0, the same on all ranks: tells one attempt from another.
 std::string make_attempt_id(Communicator& communicator);
 

@@ -7,21 +7,19 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <system_error>
 #include <utility>
 
 #include "kernels/error.h"
+#include "runtime/system_error.h"
 
 namespace flashshard::data {
 
 namespace {
 
-std::string reason(int error_number) { return std::generic_category().message(error_number); }
-
 struct stat status_of(const FileDescriptor& descriptor, const std::filesystem::path& path) {
   struct stat status = {};
   if (::fstat(descriptor.get(), &status) != 0) {
-    throw Error(ExitCode::kBadData, fmt::format("cannot inspect file: {}", reason(errno)),
+    throw Error(ExitCode::kBadData, fmt::format("cannot inspect file: {}", reason_of(errno)),
                 path.string());
   }
   return status;
@@ -31,7 +29,7 @@ struct stat status_of(const FileDescriptor& descriptor, const std::filesystem::p
 FileDescriptor open_regular_file(const std::filesystem::path& path) {
   FileDescriptor descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (descriptor.get() < 0) {
-    throw Error(ExitCode::kBadData, fmt::format("cannot open file: {}", reason(errno)),
+    throw Error(ExitCode::kBadData, fmt::format("cannot open file: {}", reason_of(errno)),
                 path.string(), "check the path and that it may be read");
   }
   const struct stat status = status_of(descriptor, path);
@@ -63,8 +61,8 @@ int FileDescriptor::release() { return std::exchange(descriptor_, -1); }
 
 void throw_write_error(int error_number, std::string_view action,
                        const std::filesystem::path& path) {
-  const std::string what = fmt::format("cannot {}: {}", action, reason(error_number));
-  if (error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG) {
+  const std::string what = fmt::format("cannot {}: {}", action, reason_of(error_number));
+  if (is_out_of_space(error_number)) {
     throw Error(ExitCode::kOutOfSpace, what, path.string(),
                 "free space on this disk, raise the quota, or choose another folder, then run "
                 "the command again");
@@ -129,7 +127,7 @@ size_t InputFile::read(std::span<std::byte> buffer) {
     const ssize_t count = ::read(descriptor_.get(), buffer.data() + filled, buffer.size() - filled);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
-      throw Error(ExitCode::kBadData, fmt::format("cannot read file: {}", reason(errno)),
+      throw Error(ExitCode::kBadData, fmt::format("cannot read file: {}", reason_of(errno)),
                   path_.string());
     }
     if (count == 0) break;
@@ -144,7 +142,7 @@ MappedFile::MappedFile(const std::filesystem::path& path)
   if (size_ == 0) return;  // an empty mapping is not allowed; its reader sees zero bytes
   void* const address = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor_.get(), 0);
   if (address == MAP_FAILED) {
-    throw Error(ExitCode::kBadData, fmt::format("cannot map file: {}", reason(errno)),
+    throw Error(ExitCode::kBadData, fmt::format("cannot map file: {}", reason_of(errno)),
                 path.string());
   }
   address_ = static_cast<const std::byte*>(address);

@@ -9,7 +9,8 @@
 #include <cerrno>
 #include <fstream>
 #include <sstream>
-#include <system_error>
+
+#include "runtime/system_error.h"
 
 namespace flashshard::metrics {
 namespace {
@@ -62,15 +63,14 @@ int write_new_file(const std::filesystem::path& path, std::string_view contents,
 }  // namespace
 
 Error file_error(std::string_view action, const std::filesystem::path& path, int error_number) {
-  const bool no_space = error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG;
+  const bool no_space = is_out_of_space(error_number);
   std::string hint;
   if (no_space) hint = "free some space, then run the same command again: it resumes";
-  if (error_number == EACCES || error_number == EPERM || error_number == EROFS) {
+  if (is_permission(error_number)) {
     hint = "choose a place this user may write to";
   }
   return Error(no_space ? ExitCode::kOutOfSpace : ExitCode::kUsage,
-               fmt::format("cannot {}: {}", action, std::generic_category().message(error_number)),
-               path.string(), hint);
+               fmt::format("cannot {}: {}", action, reason_of(error_number)), path.string(), hint);
 }
 
 std::string read_file(const std::filesystem::path& path) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <random>
 #include <thread>
 #include <vector>
 
@@ -156,6 +157,38 @@ TEST_P(AdamWFormats, AStepAgreesWithFP64WithinTheFormatsPrecision) {
       }
     }
   }
+}
+
+TEST(AdamWCompanded, TheVarianceForgetsAsFastAsInFP64) {
+  // A long average: no step moves a root by as much as half a code. Gradients fall to a tenth half
+  // way.
+  constexpr size_t kCount = 1024;
+  constexpr uint64_t kSteps = 6000;
+  const AdamWHyperparameters hyper{.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8};
+  AdamWState state({}, kCount);
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> noise(-1.0f, 1.0f);
+  std::vector<double> variance(kCount), deviation(kCount);
+  for (double& d : deviation) d = std::exp(0.5 * noise(random));
+  const auto mean_ratio = [&] {
+    double sum = 0;
+    for (size_t i = 0; i < kCount; ++i) sum += state.root(i) / std::sqrt(variance[i]);
+    return sum / kCount;
+  };
+  for (uint64_t t = 1; t <= kSteps; ++t) {
+    for (size_t i = 0; i < kCount; ++i) {
+      const double size = deviation[i] * (t > kSteps / 2 ? 0.1 : 1.0);
+      state.set_gradient(i, static_cast<float>(size) * noise(random));
+      const double g = state.gradient(i);
+      variance[i] = variance[i] * 0.999 + g * g * 0.001;
+    }
+    const AdamWFactors factors = make_adamw_factors(hyper, 1e-3, 1.0, Rounding::kStochastic, t);
+    cpu::update_loops().adamw(state.tensor(), factors, 0, kCount);
+    if (t == kSteps / 2) {
+      EXPECT_NEAR(mean_ratio(), 1.0, 0.02);
+    }
+  }
+  EXPECT_NEAR(mean_ratio(), 1.0, 0.02);
 }
 
 TEST(AdamWFP32, FollowsPyTorchOverTenSteps) {

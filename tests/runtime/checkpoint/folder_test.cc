@@ -11,7 +11,6 @@ namespace flashshard::checkpoint {
 namespace {
 
 using namespace test;  // NOLINT(google-build-using-namespace)
-using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -124,48 +123,6 @@ TEST(CleanUp, NamesWhatItMayNotDelete) {
     EXPECT_EQ(error.code(), ExitCode::kUsage);
     EXPECT_THAT(error.what(), HasSubstr("latest.tmp-0123456789abcdef"));
   }
-}
-
-TEST(SharedFolder, IsMadeAndLeftEmpty) {
-  TemporaryFolder run;
-  EXPECT_THAT(
-      errors_of_ranks(
-          3, [&](Communicator& communicator) { check_shared_folder(run / "a/b", communicator); }),
-      Each(""));
-  EXPECT_TRUE(std::filesystem::is_empty(run / "a/b"));
-}
-
-TEST(SharedFolder, ARankThatSeesAnotherDiskIsNamedOnAllRanks) {
-  TemporaryFolder run;
-  FaultyFileSystem elsewhere(
-      [](const std::string& call, const std::string&) { return call == "open" ? ENOENT : 0; });
-  const auto errors = errors_of_ranks(3, [&](Communicator& communicator) {
-    FileSystem& mine = communicator.rank() == 2 ? elsewhere : posix_file_system();
-    check_shared_folder(run.path(), communicator, mine);
-  });
-  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 2 of 3"), HasSubstr(run.path()))));
-  EXPECT_TRUE(std::filesystem::is_empty(run.path()));
-}
-
-TEST(SharedFolder, ANonceThatIsNotThereAsksForASharedFileSystem) {
-  TemporaryFolder run;
-  TemporaryFolder other;
-  const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
-    check_shared_folder(communicator.rank() == 0 ? run.path() : other.path(), communicator);
-  });
-  EXPECT_THAT(errors, Each(AllOf(HasSubstr("rank 1 of 2"),
-                                 HasSubstr("a file system that all hosts share"))));
-}
-
-TEST(SharedFolder, ReadOnlyIsAnErrorOfUse) {
-  TemporaryFolder run;
-  FaultyFileSystem read_only(
-      [](const std::string& call, const std::string&) { return call == "create" ? EROFS : 0; });
-  const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
-    check_shared_folder(run.path(), communicator, read_only);
-  });
-  EXPECT_THAT(errors, Each(AllOf(HasSubstr("Read-only file system"),
-                                 HasSubstr("make the folder writable"))));
 }
 
 }  // namespace
