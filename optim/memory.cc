@@ -37,7 +37,7 @@ void* MemoryLedger::allocate(MemoryClass memory_class, size_t bytes) {
                             static_cast<double>(bytes) / (1 << 20), name_of(memory_class),
                             static_cast<double>(tagged_.total()) / (1 << 20)),
                 std::string(backend_.name()),
-                "use more ranks, a smaller train.micro_batch, model.recompute FULL or a smaller model");
+                "use more ranks, a smaller train.micro_batch or model, or model.recompute FULL");
   }
   blocks_.push_back({pointer, bytes});
   tagged_[memory_class] += static_cast<int64_t>(bytes);
