@@ -4,7 +4,8 @@ include(CMakePackageConfigHelpers)
 
 install(TARGETS flashshard RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS flashshard_options flashshard_proto flashshard_kernels flashshard_comm flashshard_optim flashshard_runtime
-        EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+                flashshard_codec
+        EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 foreach(room kernels comm optim runtime)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/flashshard FILES_MATCHING PATTERN "*.h")
 endforeach()

@@ -83,6 +83,28 @@ TEST(Codes, TheLargestOfAGroupFitsAgainstItsRoundedScale) {
   }
 }
 
+TEST(Codes, AreMonotoneAndSignSymmetricAndZeroStaysZero) {
+  for (uint16_t code : sampled_scale_codes()) {
+    const float scale = Codec::scale(code);
+    int last_momentum = 0;
+    uint32_t last_root = 0;
+    ASSERT_EQ(Codec::momentum_code(0.0f, scale), 0u);
+    ASSERT_EQ(Codec::root_code(0.0f, Codec::codes_per_root(scale)), 0u);
+    for (int step = 1; step <= 700; ++step) {
+      const float value = scale * (static_cast<float>(step) / 700.0f);
+      const int momentum = static_cast<int8_t>(Codec::momentum_code(value, scale));
+      ASSERT_GE(momentum, last_momentum) << value;
+      ASSERT_EQ(static_cast<int8_t>(Codec::momentum_code(-value, scale)), -momentum) << value;
+      const uint32_t root = Codec::root_code(value, Codec::codes_per_root(scale));
+      ASSERT_GE(root, last_root) << value;
+      last_momentum = momentum;
+      last_root = root;
+    }
+    ASSERT_EQ(last_momentum, 127);
+    ASSERT_EQ(last_root, 255u);
+  }
+}
+
 TEST(VarianceCode, IsNeverZeroBesideAPositiveRoot) {
   const float rate = Codec::codes_per_root(scale_of(1.0f));
   for (float root : {std::bit_cast<float>(1u), 1e-38f, 1e-9f, 1e-3f, 0.0019f})
