@@ -8,7 +8,8 @@ install(TARGETS flashshard-sentencepiece RUNTIME DESTINATION ${CMAKE_INSTALL_LIB
 install(PROGRAMS ${PROJECT_SOURCE_DIR}/runtime/data/tokenizers/hugging_face_tokenizer.py
         DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/flashshard)
 install(TARGETS flashshard_options flashshard_proto flashshard_kernels flashshard_comm flashshard_optim flashshard_runtime
-        EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+                flashshard_codec
+        EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 foreach(room kernels comm optim runtime)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/flashshard FILES_MATCHING PATTERN "*.h")
 endforeach()

@@ -213,7 +213,7 @@ class Backend {
   virtual void exact_norm(const ExactNorm& call) = 0;
   virtual void encode_master(const EncodeMaster& call) = 0;
   virtual void decode_master(const DecodeMaster& call) = 0;
-  virtual void adamw(std::span<const AdamWTensor> tensors, const AdamWFactors& factors) = 0;
+  virtual void update(std::span<const UpdateTensor> tensors, const UpdateFactors& factors) = 0;
 
  protected:
   Backend() = default;

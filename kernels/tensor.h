@@ -9,7 +9,7 @@
 
 namespace flashshard {
 
-enum class DType : uint8_t { kBF16, kFP32, kINT32, kINT8, kUINT8, kINT16, kUINT16 };
+enum class DType : uint8_t { kBF16, kFP32, kINT32, kINT8, kUINT8, kINT16, kUINT16, kFP16 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -17,6 +17,7 @@ constexpr size_t size_of(DType dtype) {
     case DType::kINT32:
       return 4;
     case DType::kBF16:
+    case DType::kFP16:
     case DType::kINT16:
     case DType::kUINT16:
       return 2;

@@ -26,7 +26,7 @@ namespace flashshard {
 /// element (codes, fp32 moments, correction); group 32: one a quantisation group (scales). Short
 /// last groups count as one.
 struct StateTensorSpec {
-  std::string name;  // "correction", "momentum", "momentum_scale", "variance", "variance_scale"
+  std::string name;  // "correction" ("error_correction" in V1), "momentum", "momentum_scale", ...
   DType dtype = DType::kUINT8;
   int64_t group = 1;
   MemoryClass memory_class = MemoryClass::kOther;
@@ -82,15 +82,18 @@ class UpdateRule {
 /// a multiple of.
 int64_t unit_rows_of(const UpdateRule& rule, const ParameterSpec& parameter);
 
-struct AdamWOptions {
-  AdamWHyperparameters hyper;
-  double weight_decay = 0.1;                            // on parameters with `decay`
+struct ElementwiseOptions {
+  Rule rule = Rule::kAdamW;
+  RuleHyperparameters hyper;
+  WeightDecay weight_decay{.rate = 0.1};                // of parameters with `decay`
   WeightFormat weight_format = WeightFormat::kSplit24;  // of matrices and embeddings
-  StateFormat state_format =
-      StateFormat::kCompanded;  // of matrices and embeddings; vectors: fp32 and kSplit32
+  WeightFormat vector_weight_format = WeightFormat::kSplit32;
+  StateFormat state_format = StateFormat::kCompanded;  // of matrices and embeddings; vectors: fp32
   Rounding rounding = Rounding::kStochastic;
   uint64_t seed = 0;
 };
-std::unique_ptr<UpdateRule> make_adamw_rule(Backend& backend, const AdamWOptions& options);
+/// AdamW, Adam, Lion, SGD or SGDW. A state that the rule does not need does not exist.
+std::unique_ptr<UpdateRule> make_elementwise_rule(Backend& backend,
+                                                  const ElementwiseOptions& options);
 
 }  // namespace flashshard

@@ -27,26 +27,52 @@ Recompute recompute(const proto::RunConfig& config) {
   }
 }
 
-WeightFormat weight_format(const proto::RunConfig& config) {
+/// The master weight of so many bits in the configured format.
+WeightFormat weight_format(const proto::RunConfig& config, int bits) {
   if (model_dtype(config) == DType::kFP32) return WeightFormat::kFP32;
-  switch (config.optimizer().master_weight_bits()) {
+  const bool v1 = config.optimizer().state_format() == proto::StateFormatVersion::FLASHOPTIM_V1;
+  switch (bits) {
     case 32:
-      return WeightFormat::kSplit32;
+      return v1 ? WeightFormat::kCorrected32 : WeightFormat::kSplit32;
     case 24:
-      return WeightFormat::kSplit24;
+      return v1 ? WeightFormat::kCorrected24 : WeightFormat::kSplit24;
     default:
       return WeightFormat::kBF16;
   }
 }
 
-AdamWOptions adamw_options(const proto::RunConfig& config) {
+StateFormat state_format(const proto::OptimizerSection& optimizer) {
+  if (optimizer.state() == proto::OptimizerState::FP32) return StateFormat::kFP32;
+  return optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1
+             ? StateFormat::kFlashOptim
+             : StateFormat::kCompanded;
+}
+
+Rule rule_of(const proto::OptimizerSection& optimizer) {
+  switch (optimizer.rule()) {
+    case proto::UpdateRuleKind::ADAM:
+      return Rule::kAdam;
+    case proto::UpdateRuleKind::LION:
+      return Rule::kLion;
+    case proto::UpdateRuleKind::SGD:
+      return Rule::kSGD;
+    case proto::UpdateRuleKind::SGDW:
+      return Rule::kSGDW;
+    case proto::UpdateRuleKind::ADAMW:
+      break;
+  }
+  return Rule::kAdamW;
+}
+
+ElementwiseOptions rule_options(const proto::RunConfig& config) {
   const proto::OptimizerSection& o = config.optimizer();
-  AdamWOptions options;
-  options.hyper = {o.beta1(), o.beta2(), o.epsilon()};
-  options.weight_decay = o.weight_decay();
-  options.weight_format = weight_format(config);
-  options.state_format =
-      o.state() == proto::OptimizerState::FP32 ? StateFormat::kFP32 : StateFormat::kCompanded;
+  ElementwiseOptions options;
+  options.rule = rule_of(o);
+  options.hyper = {o.beta1(), o.beta2(), o.epsilon(), o.dampening(), o.nesterov()};
+  options.weight_decay = {o.weight_decay(), o.decouple_lr() ? o.learning_rate() : 0};
+  options.weight_format = weight_format(config, o.master_weight_bits());
+  options.vector_weight_format = weight_format(config, 32);
+  options.state_format = state_format(o);
   options.rounding =
       o.rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest : Rounding::kStochastic;
   options.seed = config.run().seed();
@@ -124,7 +150,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
                               ActivationUse::kTraining, recompute(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
-  rule_ = make_adamw_rule(*backend_, adamw_options(config));
+  rule_ = make_elementwise_rule(*backend_, rule_options(config));
   layout_ = std::make_unique<ShardLayout>(
       make_layout(*rule_, model_->parameters(), communicator.world_size()));
   state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),

@@ -183,8 +183,8 @@ class CpuBackend final : public Backend {
   void exact_norm(const ExactNorm& call) override { cpu::exact_norm(call, parallel_for_); }
   void encode_master(const EncodeMaster& call) override { cpu::encode_master(call, parallel_for_); }
   void decode_master(const DecodeMaster& call) override { cpu::decode_master(call, parallel_for_); }
-  void adamw(std::span<const AdamWTensor> tensors, const AdamWFactors& factors) override {
-    cpu::adamw(tensors, factors, parallel_for_);
+  void update(std::span<const UpdateTensor> tensors, const UpdateFactors& factors) override {
+    cpu::update(tensors, factors, parallel_for_);
   }
 
  private:

@@ -92,13 +92,27 @@ void decode_master(const DecodeMaster& call, const ParallelFor& parallel_for) {
   });
 }
 
-void adamw(std::span<const AdamWTensor> tensors, const AdamWFactors& factors,
-           const ParallelFor& parallel_for) {
+void encode_moment(const EncodeMoment& call, const ParallelFor& parallel_for) {
+  assert(has_codes(call.format));
+  for_each_chunk(call.count, parallel_for, [&](int64_t begin, int64_t end) {
+    add_to(call.rejected_groups, update_loops().encode_moment(call, begin, end));
+  });
+}
+
+void decode_moment(const DecodeMoment& call, const ParallelFor& parallel_for) {
+  assert(has_codes(call.format));
+  for_each_chunk(call.count, parallel_for, [&](int64_t begin, int64_t end) {
+    update_loops().decode_moment(call, begin, end);
+  });
+}
+
+void update(std::span<const UpdateTensor> tensors, const UpdateFactors& factors,
+            const ParallelFor& parallel_for) {
   for_each_tensor_chunk(
       tensors.size(), [&](size_t i) { return tensors[i].count; }, parallel_for,
       [&](size_t i, int64_t begin, int64_t end) {
         assert(tensors[i].first_element % kGroup == 0);
-        add_to(tensors[i].rejected_groups, update_loops().adamw(tensors[i], factors, begin, end));
+        add_to(tensors[i].rejected_groups, update_loops().update(tensors[i], factors, begin, end));
       });
 }
 

@@ -19,11 +19,13 @@ struct UpdateLoops {
   /// Adds to ten limbs and returns the groups left out for an element of 2^60 or more.
   int64_t (*exact_norm)(const Tensor& tensor, int64_t begin, int64_t end,
                         std::span<int64_t, 10> limbs);
-  /// These two return the groups left as they were for a value outside the format's domain.
+  /// These three return the groups left as they were for a value outside the format's domain.
   int64_t (*encode_master)(const EncodeMaster& call, int64_t begin, int64_t end);
-  int64_t (*adamw)(const AdamWTensor& tensor, const AdamWFactors& factors, int64_t begin,
-                   int64_t end);
+  int64_t (*update)(const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin,
+                    int64_t end);
+  int64_t (*encode_moment)(const EncodeMoment& call, int64_t begin, int64_t end);
   void (*decode_master)(const DecodeMaster& call, int64_t begin, int64_t end);
+  void (*decode_moment)(const DecodeMoment& call, int64_t begin, int64_t end);
 };
 
 const UpdateLoops& scalar_update_loops();

@@ -22,7 +22,9 @@ namespace {
 // clang-format off
 #include "kernels/numerics/formulas.inc"
 #include "kernels/cpu/update_storage.inc"
-#include "kernels/cpu/update_adamw.inc"
+#include "kernels/cpu/update_block.inc"
+#include "kernels/cpu/update_moments.inc"
+#include "kernels/cpu/update_rules.inc"
 #include "kernels/cpu/update_loops.inc"
 // clang-format on
 }  // namespace

@@ -1,6 +1,6 @@
-// The codec and update loops on Highway vectors, compiled once for AVX2 and once for AVX-512 and
-// chosen at run time. Other instruction sets lack fused multiply-add (SSE) or are not built here,
-// and use the scalar loops.
+// The codec and update loops on Highway vectors, compiled once for AVX2 and once for AVX-512, or
+// for NEON, and chosen at run time. Other instruction sets lack fused multiply-add (SSE) or are not
+// built here, and use the scalar loops.
 #include <algorithm>
 #include <bit>
 #include <cstddef>
@@ -13,7 +13,8 @@
 #include "kernels/numerics/rounding.h"
 #include "kernels/numerics/scalar_arithmetic.h"
 
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/update_vector.cc"
 #include "hwy/foreach_target.h"
@@ -22,7 +23,7 @@
 
 #define FLASHSHARD_FORMULA HWY_INLINE
 
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
 HWY_BEFORE_NAMESPACE();
 namespace flashshard::cpu::HWY_NAMESPACE {
 namespace {
@@ -31,14 +32,18 @@ namespace {
 #include "kernels/numerics/formulas.inc"
 #include "kernels/numerics/vector_arithmetic.inc"
 #include "kernels/cpu/update_storage.inc"
-#include "kernels/cpu/update_adamw.inc"
+#include "kernels/cpu/update_block.inc"
+#include "kernels/cpu/update_moments.inc"
+#include "kernels/cpu/update_rules.inc"
 #include "kernels/cpu/update_loops.inc"
 // clang-format on
 }  // namespace
 
 const UpdateLoops& vector_update_loops() {
   static constexpr UpdateLoops kLoops =
-      loops_of<VectorArithmetic>(HWY_TARGET == HWY_AVX2 ? "avx2" : "avx512");
+      loops_of<VectorArithmetic>(HWY_TARGET == HWY_AVX2   ? "avx2"
+                                 : HWY_TARGET == HWY_AVX3 ? "avx512"
+                                                          : "neon");
   return kLoops;
 }
 
@@ -55,6 +60,9 @@ std::vector<const UpdateLoops*> available_update_loops() {
   [[maybe_unused]] const auto supported = hwy::SupportedTargets();
 #if HWY_TARGETS & HWY_AVX2
   if (supported & HWY_AVX2) loops.push_back(&N_AVX2::vector_update_loops());
+#endif
+#if HWY_TARGETS & HWY_NEON
+  if (supported & HWY_NEON) loops.push_back(&N_NEON::vector_update_loops());
 #endif
 #if HWY_TARGETS & HWY_AVX3
   if (supported & HWY_AVX3) loops.push_back(&N_AVX3::vector_update_loops());

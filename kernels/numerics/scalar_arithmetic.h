@@ -1,9 +1,9 @@
 // Arithmetic policy of one element at a time: what the formulas of formulas.inc are written
 // against.
 //
-// A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + & ^
-// *, and the functions below. Every one is exactly rounded or an integer operation, so all policies
-// give the same bits. Sources that use a policy compile with -ffp-contract=off: a fused
+// A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + - &
+// | ^ *, and the functions below. Every one is exactly rounded or an integer operation, so all
+// policies give the same bits. Sources that use a policy compile with -ffp-contract=off: a fused
 // multiply-add happens only where a formula says `fma`. Rounding mode and denormals are IEEE
 // defaults.
 #pragma once
@@ -31,6 +31,7 @@ struct ScalarArithmetic {
   static F fma(F a, F b, F c) { return std::fma(a, b, c); }         // a * b + c, rounded once
   static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }  // a * b - c, rounded once
   static F sqrt(F x) { return std::sqrt(x); }
+  static F floor(F x) { return std::floor(x); }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
 
   // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with

@@ -1,8 +1,8 @@
 # Sources of the numerics and of the CPU's codec and update loops, relative to kernels/. Included by kernels/CMakeLists.txt.
 set(FLASHSHARD_NUMERICS_SOURCES
-  numerics/adamw_factors.cc
   numerics/exact_sum.cc
   numerics/random_values.cc
+  numerics/update_factors.cc
   cpu/update.cc
   cpu/update_scalar.cc
   cpu/update_vector.cc)

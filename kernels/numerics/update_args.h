@@ -19,16 +19,43 @@ enum class WeightFormat : uint8_t {
   kSplit32,  // bf16 weight + int16 correction: the fp32 value exactly
   kBF16,     // bf16 alone
   kFP32,     // fp32 weight, no correction (model.dtype: FP32)
+  // FlashOptim's: error correction in 1/127 or 1/32767 of half a step of the weight. They round to
+  // nearest, whatever a step's rounding is.
+  kCorrected24,      // bf16 weight + int8 correction
+  kCorrected32,      // bf16 weight + int16 correction
+  kFP16Corrected24,  // fp16 weight + int8 correction
+  kFP16Corrected32,  // fp16 weight + int16 correction
+  kFP16,             // fp16 alone
 };
 constexpr int correction_bytes(WeightFormat format) {
-  return format == WeightFormat::kSplit24 ? 1 : format == WeightFormat::kSplit32 ? 2 : 0;
+  switch (format) {
+    case WeightFormat::kSplit24:
+    case WeightFormat::kCorrected24:
+    case WeightFormat::kFP16Corrected24:
+      return 1;
+    case WeightFormat::kSplit32:
+    case WeightFormat::kCorrected32:
+    case WeightFormat::kFP16Corrected32:
+      return 2;
+    default:
+      return 0;
+  }
 }
+constexpr int weight_bytes(WeightFormat format) { return format == WeightFormat::kFP32 ? 4 : 2; }
 
 /// How momentum and variance are stored.
 enum class StateFormat : uint8_t {
-  kCompanded,  // 8-bit codes and one 16-bit scale per group of 32
-  kFP32,
+  kCompanded,   // V2: 8-bit codes and one 8+8-bit scale per group of 32
+  kFP32,        // no codes
+  kFlashOptim,  // FLASHOPTIM_V1: 8-bit codes and one fp16 scale per group of 32
 };
+constexpr bool has_codes(StateFormat format) { return format != StateFormat::kFP32; }
+
+/// How a weight changes. kAdam and kSGD add their decay to the gradient, the others shrink the
+/// weight.
+enum class Rule : uint8_t { kAdamW, kAdam, kLion, kSGD, kSGDW };
+constexpr bool has_variance(Rule rule) { return rule == Rule::kAdamW || rule == Rule::kAdam; }
+constexpr bool has_coupled_decay(Rule rule) { return rule == Rule::kAdam || rule == Rule::kSGD; }
 
 enum class Rounding : uint8_t { kNearest, kStochastic };
 
@@ -59,45 +86,94 @@ struct DecodeMaster {
   int64_t count = 0;
 };
 
+/// Which of the two moments of a rule; the variance's codes are of its square root.
+enum class Moment : uint8_t { kMomentum, kVariance };
+
+/// values (fp32) -> codes and scales. A group with a value that has no scale (momentum or sqrt(v)
+/// above 2^63 in V2, from 65520 up in V1, NaN) or a negative variance is not written and is
+/// counted.
+struct EncodeMoment {
+  StateFormat format = StateFormat::kCompanded;  // one with codes
+  Moment moment = Moment::kMomentum;
+  const float* values = nullptr;
+  void* codes = nullptr;       // int8, or uint8 for the variance
+  uint16_t* scales = nullptr;  // one per group
+  int64_t count = 0;
+  int64_t* rejected_groups = nullptr;  // host memory, added into
+};
+/// codes and scales -> values (fp32).
+struct DecodeMoment {
+  StateFormat format = StateFormat::kCompanded;
+  Moment moment = Moment::kMomentum;
+  float* values = nullptr;
+  const void* codes = nullptr;
+  const uint16_t* scales = nullptr;
+  int64_t count = 0;
+};
+
 /// One contiguous run of whole groups of one parameter (only the parameter's last group may be
-/// short).
-struct AdamWTensor {
+/// short). A state that the rule does not have is null.
+struct UpdateTensor {
   WeightFormat weight_format = WeightFormat::kSplit24;
   StateFormat state_format = StateFormat::kCompanded;
   DType gradient_dtype = DType::kBF16;
   const void* gradient = nullptr;
-  void* weight = nullptr;  // bf16, or float with kFP32; updated in place
+  void* weight = nullptr;  // bf16, fp16, or float with kFP32; updated in place
   void* correction = nullptr;
   void* momentum = nullptr;            // int8 codes, or float
-  uint16_t* momentum_scale = nullptr;  // one per group; null with kFP32 state
+  uint16_t* momentum_scale = nullptr;  // one per group; null with fp32 state
   void* variance = nullptr;            // uint8 codes, or float
   uint16_t* variance_scale = nullptr;
   int64_t count = 0;          // elements
   int64_t first_element = 0;  // index of element 0 in its whole tensor, a multiple of 32
   RoundingKey key;
   float weight_decay_factor = 1.0f;  // 1 - lr*wd of this tensor (1: no decay)
+  float coupled_decay = 0.0f;        // of kAdam and kSGD: times the weight, added to the gradient
   /// Groups left wholly as they were, because a new weight was outside its format's domain (see
-  /// EncodeMaster) or a new moment not below 2^63: added into, if given. Tensors may share a
-  /// counter.
+  /// EncodeMaster) or a new moment too large for its scale (EncodeMoment; fp32 state: above 2^63):
+  /// added into, if given. Tensors may share a counter.
   int64_t* rejected_groups = nullptr;
 };
 
-/// Constants of one step, computed on the host in double and rounded once (make_adamw_factors).
-struct AdamWFactors {
-  float beta1 = 0, one_minus_beta1 = 0;
+/// What a user sets of a rule. AdamW and Adam use the betas and epsilon; Lion the betas (first of
+/// the step's direction, then of the momentum); SGD and SGDW beta1 as their momentum, dampening and
+/// Nesterov's look-ahead.
+struct RuleHyperparameters {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double dampening = 0;
+  bool nesterov = false;
+};
+/// SGD without momentum keeps no state.
+constexpr bool has_momentum(Rule rule, double beta1) {
+  return (rule != Rule::kSGD && rule != Rule::kSGDW) || beta1 > 0;
+}
+
+/// Constants of one step, computed on the host in double and rounded once (make_update_factors).
+struct UpdateFactors {
+  Rule rule = Rule::kAdamW;
+  bool nesterov = false;
+  float beta1 = 0, one_minus_beta1 = 0;  // of SGD: 1 - dampening
   float beta2 = 0, one_minus_beta2 = 0;
-  float step_size = 0;                // lr / (1 - beta1^t)
+  float step_size = 0;                // the learning rate; of Adam and AdamW lr / (1 - beta1^t)
   float inverse_sqrt_correction = 0;  // 1 / sqrt(1 - beta2^t)
   float epsilon = 0;
   float gradient_factor = 1;  // clip coefficient / global token count
   Rounding rounding = Rounding::kStochastic;
   uint64_t t = 0;  // applied updates, this one included: part of the rounding key
 };
+/// Throws Error(kUsage) for values that no step of the rule can use.
+UpdateFactors make_update_factors(Rule rule, const RuleHyperparameters& hyper, double learning_rate,
+                                  double gradient_factor, Rounding rounding, uint64_t t);
 
-struct AdamWHyperparameters {
-  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+/// How much of a weight a step takes away.
+struct WeightDecay {
+  double rate = 0;
+  /// The learning rate at which `rate` holds as it stands (decouple_lr: the factor is 1 - rate * lr
+  /// / peak); 0: the factor is 1 - lr * rate.
+  double peak_learning_rate = 0;
 };
-AdamWFactors make_adamw_factors(const AdamWHyperparameters& hyper, double learning_rate,
-                                double gradient_factor, Rounding rounding, uint64_t t);
+/// Sets the tensor's weight_decay_factor or coupled_decay, as the rule has it. Throws Error(kUsage)
+/// for a factor that is not in (0, 1].
+void set_decay(UpdateTensor& tensor, Rule rule, const WeightDecay& decay, double learning_rate);
 
 }  // namespace flashshard

@@ -96,7 +96,7 @@ std::string_view name_of(StateClass state_class) {
 
 StateClass class_of_state(std::string_view state) {
   if (state == kWeightState) return StateClass::kWeights;
-  if (state == "correction") return StateClass::kCorrection;
+  if (state == "correction" || state == "error_correction") return StateClass::kCorrection;
   if (state == "momentum") return StateClass::kMomentum;
   if (state == "variance") return StateClass::kVariance;
   if (state.ends_with("_scale")) return StateClass::kScales;

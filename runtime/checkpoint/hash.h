@@ -50,8 +50,8 @@ class Xxh3 {
 };
 Hash128 xxh3_128(std::span<const std::byte> bytes);
 
-/// What the bytes of a state are for. "weight", "correction", "momentum", "variance"; names ending
-/// in "_scale" are scales.
+/// What the bytes of a state are for. "weight", "correction", "error_correction", "momentum",
+/// "variance"; names ending in "_scale" are scales.
 enum class StateClass : uint8_t { kWeights, kCorrection, kMomentum, kVariance, kScales, kOther };
 constexpr size_t kStateClasses = 6;
 std::string_view name_of(StateClass state_class);  // "weights", "correction", ...

@@ -20,14 +20,15 @@ constexpr int64_t kMostUnitRows = int64_t{1} << 31;
 constexpr int kMostRanks = 1 << 20;
 constexpr int kMostStates = 16;
 
-constexpr std::array<std::pair<DType, proto::Manifest::DType>, 7> kDTypes = {
+constexpr std::array<std::pair<DType, proto::Manifest::DType>, 8> kDTypes = {
     {{DType::kBF16, proto::Manifest::BF16},
      {DType::kFP32, proto::Manifest::F32},
      {DType::kINT32, proto::Manifest::I32},
      {DType::kINT8, proto::Manifest::I8},
      {DType::kUINT8, proto::Manifest::U8},
      {DType::kINT16, proto::Manifest::I16},
-     {DType::kUINT16, proto::Manifest::U16}}};
+     {DType::kUINT16, proto::Manifest::U16},
+     {DType::kFP16, proto::Manifest::F16}}};
 
 constexpr std::array<std::pair<ParameterRole, proto::Manifest::Role>, 3> kRoles = {
     {{ParameterRole::kMatrix, proto::Manifest::MATRIX},

@@ -221,6 +221,8 @@ std::string_view safetensors_dtype(DType dtype) {
       return "I16";
     case DType::kUINT16:
       return "U16";
+    case DType::kFP16:
+      return "F16";
   }
   return "";
 }

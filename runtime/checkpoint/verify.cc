@@ -9,6 +9,7 @@
 #include <set>
 #include <utility>
 
+#include "kernels/numerics/formats.h"
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/checkpoint/shard_file.h"
@@ -16,16 +17,17 @@
 namespace flashshard::checkpoint {
 namespace {
 
-// Scale codes: unsigned, 8 bits of exponent and 8 of mantissa, from 2^-60 to 2^63
-// (docs/numerics.md).
-constexpr uint16_t kSmallestScale = 0x4300;
-constexpr uint16_t kLargestScale = 0xbe00;
+/// Scales of either format (docs/numerics.md), told apart by their type: V2's codes, or V1's fp16
+/// values, which are finite and not negative.
+bool is_valid_scale(DType dtype, uint16_t code) {
+  return dtype == DType::kFP16 ? code < 0x7c00 : numerics::is_valid_scale_code(code);
+}
 
-bool all_scales_valid(std::span<const std::byte> bytes) {
+bool all_scales_valid(DType dtype, std::span<const std::byte> bytes) {
   for (; bytes.size() >= sizeof(uint16_t); bytes = bytes.subspan(sizeof(uint16_t))) {
     uint16_t code = 0;
     std::memcpy(&code, bytes.data(), sizeof(code));
-    if (code < kSmallestScale || code > kLargestScale) return false;
+    if (!is_valid_scale(dtype, code)) return false;
   }
   return true;
 }
@@ -91,7 +93,7 @@ class FileCheck {
     const StateRecord& state = manifest_.schema.state(entry.tensor, entry.state);
     const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
     const bool is_scale =
-        class_of_state(state.name) == StateClass::kScales && state.dtype == DType::kUINT16;
+        class_of_state(state.name) == StateClass::kScales && size_of(state.dtype) == 2;
     bool scales_valid = true;
     tensor_hash_.reset();
     int64_t unit = entry.rows.first / layout.unit_rows(entry.tensor);
@@ -102,7 +104,7 @@ class FileCheck {
       tensor_hash_.add(buffer_);
       hasher_.add(
           {layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, buffer_});
-      if (is_scale) scales_valid = scales_valid && all_scales_valid(buffer_);
+      if (is_scale) scales_valid = scales_valid && all_scales_valid(state.dtype, buffer_);
       at += buffer_.size();
       unit += static_cast<int64_t>(chunk_bytes(bytes_of_a_unit)) / bytes_of_a_unit;
     }

@@ -72,6 +72,10 @@ void resolve(proto::RunConfig& config, const config::Origins& origins, const std
   if (model.dtype() == proto::WeightType::FP32 && !optimizer.has_master_weight_bits()) {
     optimizer.set_master_weight_bits(32);
   }
+  if (optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1 &&
+      !optimizer.has_rounding()) {
+    optimizer.set_rounding(proto::RoundingMode::NEAREST);
+  }
   config::require_ranges(config, origins, source);
   config::require_rules(config, source);
   if (model.kv_heads() == 0) model.set_kv_heads(model.heads());

@@ -154,13 +154,62 @@ Violation decay_fits(const proto::RunConfig& config) {
       schedule.warmup_steps(), schedule.decay_fraction(), steps);
 }
 
+bool is_sgd(const proto::OptimizerSection& optimizer) {
+  return optimizer.rule() == proto::UpdateRuleKind::SGD ||
+         optimizer.rule() == proto::UpdateRuleKind::SGDW;
+}
+
+bool adds_decay_to_gradient(const proto::OptimizerSection& optimizer) {
+  return optimizer.rule() == proto::UpdateRuleKind::ADAM ||
+         optimizer.rule() == proto::UpdateRuleKind::SGD;
+}
+
 Violation decay_shrinks(const proto::RunConfig& config) {
   const auto& optimizer = config.optimizer();
+  if (optimizer.decouple_lr()) {
+    if (optimizer.weight_decay() < 1) return {};
+    return fmt::format(
+        "optimizer.weight_decay ({}) must be below 1 with optimizer.decouple_lr: a step would turn "
+        "weights around",
+        optimizer.weight_decay());
+  }
   if (optimizer.learning_rate() * optimizer.weight_decay() < 1) return {};
   return fmt::format(
       "optimizer.learning_rate ({}) x optimizer.weight_decay ({}) must be below 1: a step would "
       "turn weights around",
       optimizer.learning_rate(), optimizer.weight_decay());
+}
+
+Violation decouple_lr_has_a_decoupled_decay(const proto::RunConfig& config) {
+  const auto& optimizer = config.optimizer();
+  if (!optimizer.decouple_lr() || !adds_decay_to_gradient(optimizer)) return {};
+  return fmt::format(
+      "optimizer.decouple_lr needs a rule that shrinks the weight, not optimizer.rule {}",
+      proto::UpdateRuleKind::Value_Name(optimizer.rule()));
+}
+
+Violation dampening_and_nesterov_have_a_momentum(const proto::RunConfig& config) {
+  const auto& optimizer = config.optimizer();
+  if (optimizer.dampening() == 0 && !optimizer.nesterov()) return {};
+  if (!is_sgd(optimizer) || optimizer.beta1() == 0) {
+    return fmt::format(
+        "optimizer.dampening and optimizer.nesterov need optimizer.rule SGD or SGDW and "
+        "optimizer.beta1 above 0, not {} and {}",
+        proto::UpdateRuleKind::Value_Name(optimizer.rule()), optimizer.beta1());
+  }
+  if (!optimizer.nesterov() || optimizer.dampening() == 0) return {};
+  return fmt::format("optimizer.nesterov needs optimizer.dampening 0, not {}",
+                     optimizer.dampening());
+}
+
+Violation flashoptim_rounds_to_nearest(const proto::RunConfig& config) {
+  const auto& optimizer = config.optimizer();
+  if (optimizer.state_format() != proto::StateFormatVersion::FLASHOPTIM_V1 ||
+      optimizer.rounding() == proto::RoundingMode::NEAREST) {
+    return {};
+  }
+  return "optimizer.state_format FLASHOPTIM_V1 needs optimizer.rounding NEAREST (or unset): its "
+         "codes are defined by it";
 }
 
 Violation fp32_model_has_fp32_state(const proto::RunConfig& config) {
@@ -204,7 +253,18 @@ constexpr std::array kRules = {
     FieldRule{"With `schedule.kind` WSD, warm-up and decay (`schedule.decay_fraction` of "
               "`train.steps`) do not overlap.",
               decay_fits},
-    FieldRule{"`optimizer.learning_rate` x `optimizer.weight_decay` is below 1.", decay_shrinks},
+    FieldRule{"`optimizer.learning_rate` x `optimizer.weight_decay` is below 1; with "
+              "`optimizer.decouple_lr` `optimizer.weight_decay` is.",
+              decay_shrinks},
+    FieldRule{"`optimizer.decouple_lr` goes with `optimizer.rule` ADAMW, LION and SGDW.",
+              decouple_lr_has_a_decoupled_decay},
+    FieldRule{
+        "`optimizer.dampening` and `optimizer.nesterov` go with `optimizer.rule` SGD and SGDW "
+        "and `optimizer.beta1` above 0, not both at once.",
+        dampening_and_nesterov_have_a_momentum},
+    FieldRule{"`optimizer.state_format` FLASHOPTIM_V1 needs `optimizer.rounding` NEAREST, which is "
+              "then the default.",
+              flashoptim_rounds_to_nearest},
     FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32.", fp32_model_has_fp32_state},
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
               "default.",

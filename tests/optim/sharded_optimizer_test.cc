@@ -57,6 +57,8 @@ float gradient_value(int step, int rank, int tensor, int64_t element) {
 struct RunShape {
   int world_size = 1;
   int64_t bucket_bytes = 64 << 20;
+  Rule rule = Rule::kAdamW;
+  double beta1 = 0.9;  // of SGD: the momentum
   StateFormat state = StateFormat::kCompanded;
   WeightFormat weight = WeightFormat::kSplit24;
   DType gradient = DType::kBF16;
@@ -65,16 +67,23 @@ struct RunShape {
   int64_t tokens = 10;  // of each contributing rank
 };
 
+constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
+constexpr const char* kStateNames[] = {"V2", "fp32", "V1"};
+constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
+                                        "fp32",    "V1 24 bits", "V1 32 bits"};
+
 // The tests' names: bytes of padding would make them differ from run to run.
 void PrintTo(const RunShape& shape, std::ostream* out) {
   *out << shape.world_size << " ranks, buckets of " << shape.bucket_bytes << ", "
-       << (shape.weight == WeightFormat::kFP32      ? "fp32"
-           : shape.weight == WeightFormat::kSplit32 ? "32 bits"
-           : shape.weight == WeightFormat::kSplit24 ? "24 bits"
-                                                    : "bf16")
-       << (shape.state == StateFormat::kFP32 ? ", fp32 state" : "")
+       << kRuleNames[static_cast<int>(shape.rule)] << (shape.beta1 == 0 ? " without momentum" : "")
+       << ", state " << kStateNames[static_cast<int>(shape.state)] << ", weights "
+       << kWeightNames[static_cast<int>(shape.weight)]
        << (shape.gradient == DType::kFP32 ? ", fp32 gradient" : "");
   if (shape.contributors > 0) *out << ", " << shape.contributors << " contributors";
+}
+
+bool is_v1(WeightFormat format) {
+  return format == WeightFormat::kCorrected24 || format == WeightFormat::kCorrected32;
 }
 
 /// One rank's run; the gradient of (step, tensor) comes from `fill`.
@@ -84,7 +93,7 @@ class Rank {
       : setup_(setup),
         backend_(make_cpu_backend({1})),
         ledger_(*backend_),
-        rule_(make_adamw_rule(*backend_, options(setup))),
+        rule_(make_elementwise_rule(*backend_, options(setup))),
         layout_(parameters(), units(*rule_), setup.world_size),
         state_(ledger_, layout_, *rule_, communicator.rank(),
                setup.weight == WeightFormat::kFP32 ? DType::kFP32 : DType::kBF16) {
@@ -130,9 +139,14 @@ class Rank {
   UpdateRule& rule() { return *rule_; }
 
  private:
-  static AdamWOptions options(const RunShape& setup) {
-    AdamWOptions o;
+  static ElementwiseOptions options(const RunShape& setup) {
+    ElementwiseOptions o;
+    o.rule = setup.rule;
+    o.hyper.beta1 = setup.beta1;
     o.weight_format = setup.weight;
+    o.vector_weight_format = setup.weight == WeightFormat::kFP32 ? WeightFormat::kFP32
+                             : is_v1(setup.weight)               ? WeightFormat::kCorrected32
+                                                                 : WeightFormat::kSplit32;
     o.state_format = setup.state;
     o.seed = 7;
     return o;
@@ -244,6 +258,28 @@ INSTANTIATE_TEST_SUITE_P(
         RunShape{.world_size = 3, .gradient = DType::kFP32},
         RunShape{.world_size = 4, .contributors = 3},
         RunShape{.world_size = 3, .contributors = 1}));
+
+/// Every rule in every format of state, with masters of 24 and 32 bits and none.
+std::vector<RunShape> rules_and_formats() {
+  std::vector<RunShape> shapes;
+  for (auto rule : {Rule::kAdamW, Rule::kAdam, Rule::kLion, Rule::kSGD, Rule::kSGDW}) {
+    for (auto state : {StateFormat::kCompanded, StateFormat::kFlashOptim, StateFormat::kFP32}) {
+      const bool v1 = state == StateFormat::kFlashOptim;
+      for (auto weight :
+           {v1 ? WeightFormat::kCorrected24 : WeightFormat::kSplit24,
+            v1 ? WeightFormat::kCorrected32 : WeightFormat::kSplit32, WeightFormat::kBF16}) {
+        shapes.push_back({.world_size = 3,
+                          .bucket_bytes = 5000,
+                          .rule = rule,
+                          .state = state,
+                          .weight = weight});
+      }
+    }
+  }
+  shapes.push_back({.world_size = 4, .rule = Rule::kSGDW, .beta1 = 0});
+  return shapes;
+}
+INSTANTIATE_TEST_SUITE_P(Rules, Zero1, testing::ValuesIn(rules_and_formats()));
 
 TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {
   RunShape setup;
@@ -368,6 +404,49 @@ TEST_P(Bytes1, PredictedEqualTaggedAndStatesAreDividedAmongRanks) {
 }
 
 INSTANTIATE_TEST_SUITE_P(WorldSizes, Bytes1, testing::Values(1, 2, 3, 4, 8));
+
+/// What a rule stores for a parameter of a matrix of 64 x 32, beside its bf16 weight, in bytes.
+struct RuleBytes {
+  Rule rule;
+  double beta1;
+  StateFormat state;
+  WeightFormat weight;
+  double bytes;
+};
+class StateBytes : public testing::TestWithParam<RuleBytes> {};
+
+TEST_P(StateBytes, AreThoseOfTheStatesThatTheRuleNeeds) {
+  const auto& [rule, beta1, state, weight, bytes] = GetParam();
+  const auto backend = make_cpu_backend({1});
+  ElementwiseOptions options;
+  options.rule = rule;
+  options.hyper.beta1 = beta1;
+  options.state_format = state;
+  options.weight_format = weight;
+  const auto made = make_elementwise_rule(*backend, options);
+  ParameterSpec matrix;
+  matrix.name = "matrix";
+  matrix.rows = 64;
+  matrix.cols = 32;
+  const ShardLayout layout({matrix}, {unit_rows_of(*made, matrix)}, 1);
+  const MemoryTable table = predict_memory(layout, *made, 0, {});
+  const int64_t states = table[MemoryClass::kCorrection] + table[MemoryClass::kMomentum] +
+                         table[MemoryClass::kVariance] + table[MemoryClass::kScales];
+  EXPECT_EQ(static_cast<double>(states) / (64 * 32), bytes);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, StateBytes,
+    testing::Values(
+        RuleBytes{Rule::kAdamW, 0.9, StateFormat::kCompanded, WeightFormat::kSplit24, 3.125},
+        RuleBytes{Rule::kAdam, 0.9, StateFormat::kFlashOptim, WeightFormat::kCorrected24, 3.125},
+        RuleBytes{Rule::kAdamW, 0.9, StateFormat::kFP32, WeightFormat::kSplit32, 10},
+        RuleBytes{Rule::kLion, 0.9, StateFormat::kCompanded, WeightFormat::kSplit24, 2.0625},
+        RuleBytes{Rule::kLion, 0.9, StateFormat::kFP32, WeightFormat::kBF16, 4},
+        RuleBytes{Rule::kSGD, 0.9, StateFormat::kFlashOptim, WeightFormat::kCorrected32, 3.0625},
+        RuleBytes{Rule::kSGDW, 0.9, StateFormat::kCompanded, WeightFormat::kBF16, 1.0625},
+        RuleBytes{Rule::kSGD, 0, StateFormat::kCompanded, WeightFormat::kSplit24, 1},
+        RuleBytes{Rule::kSGDW, 0, StateFormat::kCompanded, WeightFormat::kBF16, 0}));
 
 }  // namespace
 }  // namespace flashshard

@@ -10,3 +10,4 @@ cmake --install "$build" --prefix "$prefix" >/dev/null
 cmake -S tests/package -B "$prefix/consumer" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" >/dev/null
 cmake --build "$prefix/consumer" >/dev/null
 "$prefix/consumer/consumer"
+"$prefix/consumer/codec_consumer"

@@ -183,6 +183,7 @@ TEST_F(Runs, InTheirReferencesFormatsAlsoLearn) {
            {"optimizer.state=FP32", "optimizer.master_weight_bits=32"},
            {"model.dtype=FP32", "optimizer.state=FP32", "optimizer.master_weight_bits=32"},
            {"optimizer.master_weight_bits=0", "optimizer.rounding=NEAREST"},
+           {"optimizer.state_format=FLASHOPTIM_V1"},
            {"model.tied_embeddings=false", "schedule.kind=WSD", "optimizer.clip_norm=0"}}) {
     const std::string name = "format" + formats.front();
     ASSERT_EQ(run(2, config(name, formats)), ExitCode::kDone);
@@ -203,6 +204,29 @@ TEST_F(Runs, OfModelsWithBiasesAndScaledFrequenciesResumeToTheSameBits) {
   const auto older = (folder_ / "whole" / "checkpoints" / "step-00000010").string();
   ASSERT_EQ(run(2, config("branch", qwen), older), ExitCode::kDone);
   EXPECT_EQ(hash("branch"), hash("whole"));
+}
+
+TEST_F(Runs, WithEveryRuleReachTheSameLossAtAnyWorldSize) {
+  for (const auto& rule : std::vector<std::vector<std::string>>{
+           {"optimizer.rule=ADAM", "optimizer.state_format=FLASHOPTIM_V1"},
+           {"optimizer.rule=LION", "optimizer.learning_rate=1e-3", "optimizer.decouple_lr=true",
+            "optimizer.weight_decay=1e-3"},
+           {"optimizer.rule=SGD", "optimizer.learning_rate=0.3", "optimizer.nesterov=true",
+            "optimizer.weight_decay=1e-4"},
+           {"optimizer.rule=SGDW", "optimizer.learning_rate=0.3",
+            "optimizer.master_weight_bits=0"}}) {
+    SCOPED_TRACE(rule.front());
+    std::vector<double> validation;
+    for (int world_size : {1, 3}) {
+      const std::string name = rule.front() + std::to_string(world_size);
+      ASSERT_EQ(run(world_size, config(name, rule)), ExitCode::kDone);
+      EXPECT_LT(metrics(name).back()["loss"].get<double>(),
+                0.9 * metrics(name).front()["loss"].get<double>());
+      EXPECT_TRUE(checkpoint::verify((folder_ / name).string()).findings.empty());
+      validation.push_back(metrics(name).back()["validation_loss"].get<double>());
+    }
+    EXPECT_NEAR(validation[1], validation[0], 0.01 * validation[0]);
+  }
 }
 
 class Resumed : public Runs, public ::testing::WithParamInterface<int> {};

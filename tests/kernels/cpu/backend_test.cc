@@ -242,7 +242,7 @@ TEST(CpuBackend, ForwardsTheUpdateOperations) {
 
   float parameter = 1.0f, momentum = 0.0f, variance = 0.0f;
   const float gradient = 0.5f;
-  AdamWTensor tensor;
+  UpdateTensor tensor;
   tensor.weight_format = WeightFormat::kFP32;
   tensor.state_format = StateFormat::kFP32;
   tensor.gradient_dtype = DType::kFP32;
@@ -251,7 +251,8 @@ TEST(CpuBackend, ForwardsTheUpdateOperations) {
   tensor.momentum = &momentum;
   tensor.variance = &variance;
   tensor.count = 1;
-  backend->adamw({&tensor, 1}, make_adamw_factors({}, 0.1, 1.0, Rounding::kNearest, 1));
+  backend->update({&tensor, 1},
+                  make_update_factors(Rule::kAdamW, {}, 0.1, 1.0, Rounding::kNearest, 1));
   EXPECT_NEAR(parameter, 0.9f, 1e-5f);  // Adam's first step is the learning rate
 }
 

@@ -15,7 +15,7 @@ using formulas::Scalar;
 using Codec = formulas::Companding<Scalar>;
 
 uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
-constexpr uint32_t kToNearest = 128;  // noise of a variance code that is not stochastic
+using formulas::kToNearest;
 
 float momentum_scale_of(float magnitude) {
   return Codec::scale(Codec::momentum_scale_code(bits_of(magnitude)));
@@ -110,6 +110,28 @@ TEST(Codes, TheLargestOfAGroupFitsAgainstItsRoundedScale) {
     const float rate = Codec::codes_per_root(root_scale_of(magnitude));
     ASSERT_LE(Codec::root_code(magnitude, rate, 255), 255u) << std::hex << b;
     ASSERT_GE(Codec::root_code(magnitude, rate, 0), 254u) << std::hex << b;
+  }
+}
+
+TEST(Codes, AreMonotoneAndSignSymmetricAndZeroStaysZero) {
+  for (uint16_t code : sampled_scale_codes()) {
+    const float scale = Codec::scale(code);
+    int last_momentum = 0;
+    uint32_t last_root = 0;
+    ASSERT_EQ(Codec::momentum_code(0.0f, scale), 0u);
+    ASSERT_EQ(Codec::root_code(0.0f, Codec::codes_per_root(scale), kToNearest), 0u);
+    for (int step = 1; step <= 700; ++step) {
+      const float value = scale * (static_cast<float>(step) / 700.0f);
+      const int momentum = static_cast<int8_t>(Codec::momentum_code(value, scale));
+      ASSERT_GE(momentum, last_momentum) << value;
+      ASSERT_EQ(static_cast<int8_t>(Codec::momentum_code(-value, scale)), -momentum) << value;
+      const uint32_t root = Codec::root_code(value, Codec::codes_per_root(scale), kToNearest);
+      ASSERT_GE(root, last_root) << value;
+      last_momentum = momentum;
+      last_root = root;
+    }
+    ASSERT_EQ(last_momentum, 127);
+    ASSERT_EQ(last_root, 255u);
   }
 }
 

@@ -7,8 +7,8 @@
 
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/rounding.h"
-#include "tests/kernels/numerics/adamw_state.h"
 #include "tests/kernels/numerics/scalar_formulas.h"
+#include "tests/kernels/numerics/update_state.h"
 
 namespace flashshard {
 namespace {
@@ -28,21 +28,21 @@ TEST(RoundingKey, ChangesWithEveryIngredient) {
   EXPECT_NE(key, numerics::rounding_key({1, 2}, 3, 5));
 }
 
-AdamWState equal_weights(WeightFormat format, float weight, int64_t count, int64_t first_element) {
-  AdamWState state({.weight = format}, count, first_element);
+UpdateState equal_weights(WeightFormat format, float weight, int64_t count, int64_t first_element) {
+  UpdateState state(rule_cases()[0], {.weight = format}, count, first_element);
   for (size_t i = 0; i < state.size(); ++i) state.set_weight(i, weight);
   return state;
 }
 
 /// With zero gradients and states only the decay factor moves a weight: x' = x * factor.
-AdamWTensor decaying(AdamWState& state, float factor) {
-  AdamWTensor tensor = state.tensor();
+UpdateTensor decaying(UpdateState& state, float factor) {
+  UpdateTensor tensor = state.tensor();
   tensor.weight_decay_factor = factor;
   return tensor;
 }
 
-AdamWFactors factors_of(Rounding rounding, uint64_t t = 5) {
-  return make_adamw_factors({}, 1e-3, 1.0, rounding, t);
+UpdateFactors factors_of(Rounding rounding, uint64_t t = 5) {
+  return make_update_factors(Rule::kAdamW, {}, 1e-3, 1.0, rounding, t);
 }
 
 class FirstElement : public testing::TestWithParam<int64_t> {};
@@ -52,10 +52,10 @@ INSTANTIATE_TEST_SUITE_P(KeySpans, FirstElement,
 
 TEST_P(FirstElement, TheNoiseByteOfAnElementIsAsDocumented) {
   for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
-    AdamWState state = equal_weights(WeightFormat::kSplit24, 1.0f, 700, GetParam());
+    UpdateState state = equal_weights(WeightFormat::kSplit24, 1.0f, 700, GetParam());
     const float factor = std::bit_cast<float>(0x3f7ffec0u);  // low byte 0xc0
-    const AdamWTensor tensor = decaying(state, factor);
-    loops->adamw(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
+    const UpdateTensor tensor = decaying(state, factor);
+    loops->update(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
     for (uint64_t i = 0; i < 700; ++i) {
       const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
       const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 34);
@@ -69,9 +69,9 @@ TEST_P(FirstElement, TheNoiseByteOfAnElementIsAsDocumented) {
 
 TEST_P(FirstElement, TheNoiseHalfWordOfAPlainBF16WeightIsAsDocumented) {
   for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
-    AdamWState state = equal_weights(WeightFormat::kBF16, 1.0f, 700, GetParam());
-    const AdamWTensor tensor = decaying(state, std::bit_cast<float>(0x3f7f6000u));
-    loops->adamw(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
+    UpdateState state = equal_weights(WeightFormat::kBF16, 1.0f, 700, GetParam());
+    const UpdateTensor tensor = decaying(state, std::bit_cast<float>(0x3f7f6000u));
+    loops->update(tensor, factors_of(Rounding::kStochastic), 0, tensor.count);
     for (uint64_t i = 0; i < 700; ++i) {
       const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
       const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 33);
@@ -86,11 +86,11 @@ TEST_P(FirstElement, TheNoiseHalfWordOfAPlainBF16WeightIsAsDocumented) {
 /// the expected.
 double drift_ratio(WeightFormat format, double step_of_format, Rounding rounding) {
   constexpr int kSteps = 400;
-  AdamWState state = equal_weights(format, 1.5f, 8192, 0);
+  UpdateState state = equal_weights(format, 1.5f, 8192, 0);
   const float factor = static_cast<float>(1.0 - step_of_format / 128.0);
-  const AdamWTensor tensor = decaying(state, factor);
+  const UpdateTensor tensor = decaying(state, factor);
   for (uint64_t t = 1; t <= kSteps; ++t)
-    cpu::update_loops().adamw(tensor, factors_of(rounding, t), 0, tensor.count);
+    cpu::update_loops().update(tensor, factors_of(rounding, t), 0, tensor.count);
   double moved = 0;
   for (size_t i = 0; i < state.size(); ++i) moved += 1.5 - state.weight(i);
   const double expected = 1.5 - 1.5 * std::pow(double{factor}, kSteps);

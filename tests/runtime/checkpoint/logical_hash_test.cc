@@ -41,6 +41,7 @@ TEST(Hash128, AddsModulo2To128) {
 TEST(StateClass, ComesFromTheName) {
   EXPECT_EQ(class_of_state("weight"), StateClass::kWeights);
   EXPECT_EQ(class_of_state("correction"), StateClass::kCorrection);
+  EXPECT_EQ(class_of_state("error_correction"), StateClass::kCorrection);
   EXPECT_EQ(class_of_state("momentum"), StateClass::kMomentum);
   EXPECT_EQ(class_of_state("variance"), StateClass::kVariance);
   EXPECT_EQ(class_of_state("momentum_scale"), StateClass::kScales);

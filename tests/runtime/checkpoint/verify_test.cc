@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "runtime/checkpoint/manifest.h"
@@ -151,6 +153,32 @@ TEST_F(Verify, AScaleThatIsNoCodeIsFoundThoughAllHashesHold) {
   EXPECT_EQ(findings[0].file, "state-00001.safetensors");
   EXPECT_EQ(findings[0].tensor, "model.layers.0.qkv.weight.variance_scale");
   EXPECT_THAT(to_text(findings[0]), HasSubstr("no valid code"));
+}
+
+TEST_F(Verify, AnFP16ScaleMustBeFiniteAndNotNegative) {
+  int64_t step = 40;
+  for (const auto& [high_byte, findings] : std::map<int, size_t>{{0x7b, 0}, {0x7c, 1}, {0x80, 1}}) {
+    ++step;
+    const auto errors = errors_of_ranks(2, [&](Communicator& communicator) {
+      SampleState state(communicator.rank(), 2, 30);
+      for (auto& view : state.mutable_views()) {
+        if (!view.state.ends_with("_scale")) continue;
+        view.dtype = DType::kFP16;
+        std::ranges::fill(view.bytes, std::byte{0x3c});
+        if (communicator.rank() == 0 && view.tensor == 1 && view.state == "momentum_scale") {
+          view.bytes[5] = std::byte{static_cast<uint8_t>(high_byte)};
+        }
+      }
+      save({.folder = folder_,
+            .run = sample_run(step),
+            .layout = &state.layout(),
+            .views = state.views()},
+           communicator);
+    });
+    EXPECT_THAT(errors, Each(""));
+    EXPECT_THAT(verify(folder_ + "/step-000000" + std::to_string(step)).findings, SizeIs(findings))
+        << high_byte;
+  }
 }
 
 TEST_F(Verify, HashRefusesADamagedCheckpointWithTheFirstFinding) {

@@ -105,6 +105,11 @@ TEST(RunConfigTest, GivesTheFp32ModelA32BitMasterWeightUnlessSet) {
   EXPECT_EQ(config.optimizer().master_weight_bits(), 32);
 }
 
+TEST(RunConfigTest, RoundsFlashOptimsFormatToNearestUnlessSet) {
+  const auto config = parsed(kMinimalText, {"optimizer.state_format=FLASHOPTIM_V1"});
+  EXPECT_EQ(config.optimizer().rounding(), proto::RoundingMode::NEAREST);
+}
+
 class MasterWeightTest : public ::testing::TestWithParam<int> {};
 TEST_P(MasterWeightTest, EveryWidthGoesWithFp32StateOverBf16Weights) {
   const auto config = parsed(

@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""What each format loses, element by element: V2, FLASHOPTIM_V1 and fp32 state, through libflashshard_codec.
+
+  benchmarks/format_errors.py [path of libflashshard_codec.so]
+
+Python's standard library alone; synthetic values, one fixed seed, under a minute. Prints the table of docs/numerics.md.
+"""
+
+import ctypes
+import math
+import pathlib
+import random
+import sys
+
+GROUP, COUNT = 32, 4096
+V2, FP32, V1 = 0, 1, 2
+SPLIT24, SPLIT32, CORRECTED24 = 0, 1, 4
+ADAMW, NEAREST, STOCHASTIC = 0, 0, 1
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_uint64)]
+
+
+class Master(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("format", ctypes.c_int32), ("count", ctypes.c_int64),
+                ("values", Buffer), ("weight", Buffer), ("correction", Buffer)]
+
+
+class Moments(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("format", ctypes.c_int32), ("moment", ctypes.c_int32),
+                ("reserved", ctypes.c_int32), ("count", ctypes.c_int64), ("values", Buffer), ("codes", Buffer),
+                ("scales", Buffer)]
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("weight_format", ctypes.c_int32), ("state_format", ctypes.c_int32),
+                ("gradient_type", ctypes.c_int32), ("count", ctypes.c_int64), ("first_element", ctypes.c_int64),
+                ("seed", ctypes.c_uint64), ("tensor_id", ctypes.c_uint64), ("gradient", Buffer), ("weight", Buffer),
+                ("correction", Buffer), ("momentum", Buffer), ("momentum_scales", Buffer), ("variance", Buffer),
+                ("variance_scales", Buffer)]
+
+
+class Step(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("rule", ctypes.c_int32), ("rounding", ctypes.c_int32),
+                ("nesterov", ctypes.c_int32), ("learning_rate", ctypes.c_double), ("beta1", ctypes.c_double),
+                ("beta2", ctypes.c_double), ("epsilon", ctypes.c_double), ("dampening", ctypes.c_double),
+                ("weight_decay", ctypes.c_double), ("peak_learning_rate", ctypes.c_double),
+                ("gradient_factor", ctypes.c_double), ("t", ctypes.c_uint64)]
+
+
+DEFAULT = pathlib.Path(__file__).resolve().parent.parent / "build" / "libflashshard_codec.so"
+library = ctypes.CDLL(sys.argv[1] if len(sys.argv) > 1 else str(DEFAULT))
+library.fs_last_error.restype = ctypes.c_char_p
+
+
+def call(function, *arguments):
+    if function(*arguments) != 0:
+        raise RuntimeError(library.fs_last_error().decode())
+
+
+def buffer(array):
+    return Buffer(ctypes.addressof(array), ctypes.sizeof(array)) if array is not None else Buffer(None, 0)
+
+
+def moment_errors(state_format, moment):
+    """Over magnitudes of 1e-12 to 1e6: error in the mean, and the shares flushed to zero and left out."""
+    random.seed(3)
+    error = flushed = lost = groups = elements = 0
+    for exponent in range(-12, 7):
+        for _ in range(40):
+            truth = [random.gauss(0, 1) * 10**exponent for _ in range(GROUP)]
+            if moment == 1:
+                truth = [x * x for x in truth]
+            values, codes, scale = (ctypes.c_float * GROUP)(*truth), (ctypes.c_uint8 * GROUP)(), (ctypes.c_uint16 * 1)()
+            moments = Moments(ctypes.sizeof(Moments), state_format, moment, 0, GROUP, buffer(values), buffer(codes),
+                              buffer(scale))
+            truth, rejected, groups = list(values), ctypes.c_int64(), groups + 1
+            call(library.fs_encode_moments, ctypes.byref(moments), ctypes.byref(rejected))
+            lost += rejected.value
+            if rejected.value:
+                continue
+            call(library.fs_decode_moments, ctypes.byref(moments))
+            root = math.sqrt if moment == 1 else abs
+            error += sum(abs(root(a) - root(b)) for a, b in zip(values, truth)) / sum(root(b) for b in truth)
+            flushed += sum(a == 0 and b != 0 for a, b in zip(values, truth))
+            elements += GROUP
+    return f"{100 * error / (groups - lost):.1f} %, {100 * flushed / elements:.1f} % to zero, {100 * lost / groups:.1f} % left out"
+
+
+class Run:
+    """COUNT weights under AdamW in one format."""
+
+    def __init__(self, weight_format, state_format, rounding, initial, beta2):
+        self.rounding, self.beta2, self.t = rounding, beta2, 0
+        corrections, codes = {SPLIT32: ctypes.c_int16}.get(weight_format, ctypes.c_int8), state_format != FP32
+        state = ctypes.c_uint8 if codes else ctypes.c_float
+        self.values = (ctypes.c_float * COUNT)(*[initial] * COUNT)
+        self.gradient = (ctypes.c_float * COUNT)()
+        self.weight, self.correction = (ctypes.c_uint16 * COUNT)(), (corrections * COUNT)()
+        self.states = [(state * COUNT)() for _ in range(2)]
+        fresh = [0x4300 if state_format == V2 else 0] * (COUNT // GROUP)
+        self.scales = [(ctypes.c_uint16 * len(fresh))(*fresh) if codes else None for _ in range(2)]
+        self.master = Master(ctypes.sizeof(Master), weight_format, COUNT, buffer(self.values), buffer(self.weight),
+                             buffer(self.correction))
+        call(library.fs_encode_master, ctypes.byref(self.master), None)
+        self.tensor = Tensor(ctypes.sizeof(Tensor), weight_format, state_format, 1, COUNT, 0, 7, 0, buffer(self.gradient),
+                             buffer(self.weight), buffer(self.correction), buffer(self.states[0]), buffer(self.scales[0]),
+                             buffer(self.states[1]), buffer(self.scales[1]))
+
+    def step(self, gradient, learning_rate):
+        self.gradient[:] = gradient
+        self.t += 1
+        step = Step(ctypes.sizeof(Step), ADAMW, self.rounding, 0, learning_rate, 0.9, self.beta2, 1e-8, 0, 0, 0, 1, self.t)
+        call(library.fs_apply_step, ctypes.byref(self.tensor), ctypes.byref(step), None)
+
+    def weights(self):
+        call(library.fs_decode_master, ctypes.byref(self.master))
+        return list(self.values)
+
+
+def drift(weight_format, state_format, rounding, learning_rate, steps=400):
+    """Weights of 1 under a constant gradient: each step is one learning rate; how much of it remains."""
+    run = Run(weight_format, state_format, rounding, 1.0, 0.999)
+    for _ in range(steps):
+        run.step([1.0] * COUNT, learning_rate)
+    return f"{(1 - sum(run.weights()) / COUNT) / (steps * learning_rate):.2f}"
+
+
+def longest_step(weight_format, state_format, rounding, spread, steps=150, learning_rate=1e-3):
+    """Gradients whose sizes differ inside a group by exp(N(0, spread)); the longest step, in learning rates."""
+    random.seed(4)
+    sizes = [math.exp(random.gauss(0, spread)) for _ in range(COUNT)]
+    run, before, longest = Run(weight_format, state_format, rounding, 1.0, 0.999), [1.0] * COUNT, 0.0
+    for _ in range(steps):
+        run.step([s * random.gauss(0, 1) for s in sizes], learning_rate)
+        after = run.weights()
+        longest = max(longest, max(abs(a - b) for a, b in zip(after, before)) / learning_rate)
+        before = after
+    return f"{longest:.3g} lr"
+
+
+def main():
+    formats = {"V1": (CORRECTED24, V1, NEAREST), "V2": (SPLIT24, V2, STOCHASTIC), "fp32 state, 32-bit master": (SPLIT32, FP32, NEAREST)}
+    rows = [("momentum of magnitude 1e-12 to 1e6: mean error",) + tuple(
+                moment_errors(f[1], 0) if f[1] != FP32 else "0" for f in formats.values()),
+            ("square root of the variance, the same",) + tuple(
+                moment_errors(f[1], 1) if f[1] != FP32 else "0" for f in formats.values())]
+    for rate in (1e-4, 1e-5, 1e-6):
+        rows.append((f"weights of 1, steps of {rate:g}: share of the way gone",) + tuple(drift(*f, rate) for f in formats.values()))
+    for spread in (1, 2, 3):
+        rows.append((f"gradients spread by exp(N(0, {spread})): longest step",) + tuple(
+            longest_step(*f, spread) for f in formats.values()))
+    for row in [("",) + tuple(formats), ("---",) * 4] + rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+#include "kernels/capi/checks.h"
+
+#include <algorithm>
+#include <cfenv>
+
+#include "kernels/numerics/formats.h"
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+namespace flashshard::capi {
+
+void require_pointer(const void* pointer, const char* name) {
+  if (pointer == nullptr) {
+    throw Refusal(FS_INVALID_ARGUMENT, std::string(name) + " is null");
+  }
+}
+
+void require_struct(uint32_t size, size_t least, const char* name) {
+  if (size < least) {
+    throw Refusal(FS_INVALID_ARGUMENT, std::string(name) + ".struct_size is " +
+                                           std::to_string(size) + ", it must be sizeof(" + name +
+                                           "), " + std::to_string(least));
+  }
+}
+
+void require_enumerator(int32_t value, int32_t largest, const char* name) {
+  if (value < 0 || value > largest) {
+    throw Refusal(FS_INVALID_ARGUMENT, std::string(name) + " is " + std::to_string(value) +
+                                           ", it must lie in 0 to " + std::to_string(largest));
+  }
+}
+
+void require_count(int64_t count) {
+  if (count < 0 || count > kMostElements) {
+    throw Refusal(FS_INVALID_ARGUMENT,
+                  "count is " + std::to_string(count) + ", it must lie in 0 to 2^48");
+  }
+}
+
+void require_ieee_arithmetic() {
+  if (std::fegetround() != FE_TONEAREST) {
+    throw Refusal(FS_ENVIRONMENT, "this thread's rounding mode is not to nearest (fesetround)");
+  }
+#if defined(__SSE__)
+  constexpr unsigned kFlushes = 0x8040;  // FTZ and DAZ
+  if ((_mm_getcsr() & kFlushes) != 0) {
+    throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (MXCSR has FTZ or DAZ set)");
+  }
+#endif
+}
+
+void Buffers::require(const fs_buffer& buffer, uint64_t bytes, size_t alignment, const char* name) {
+  if (buffer.bytes != bytes) {
+    throw Refusal(FS_WRONG_SIZE, std::string(name) + " has " + std::to_string(buffer.bytes) +
+                                     " bytes, the call needs " + std::to_string(bytes));
+  }
+  if (bytes == 0) return;
+  require_pointer(buffer.data, name);
+  const auto begin = reinterpret_cast<uintptr_t>(buffer.data);
+  if (begin % alignment != 0) {
+    throw Refusal(FS_MISALIGNED, std::string(name) + " does not start at a multiple of " +
+                                     std::to_string(alignment) + " bytes");
+  }
+  given_.push_back({begin, begin + bytes, name});
+}
+
+void Buffers::require_disjoint() const {
+  for (size_t i = 0; i < given_.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      if (given_[i].begin < given_[j].end && given_[j].begin < given_[i].end) {
+        throw Refusal(FS_OVERLAP,
+                      std::string(given_[j].name) + " and " + given_[i].name + " share memory");
+      }
+    }
+  }
+}
+
+void require_scales(int32_t format, const fs_buffer& scales, const char* name) {
+  const auto* codes = static_cast<const uint16_t*>(scales.data);
+  const auto* end = codes + scales.bytes / sizeof(uint16_t);
+  const auto* bad = format == FS_STATE_V2
+                        ? std::find_if_not(codes, end, numerics::is_valid_scale_code)
+                        : std::find_if(codes, end, [](uint16_t half) { return half >= 0x7c00; });
+  if (bad != end) {
+    throw Refusal(FS_CORRUPT, std::string(name) + "[" + std::to_string(bad - codes) + "] is " +
+                                  std::to_string(*bad) + ", which no encoding makes");
+  }
+}
+
+}  // namespace flashshard::capi

@@ -1,0 +1,55 @@
+// What the C API asks of its arguments before anything is written.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/capi/flashshard.h"
+
+namespace flashshard::capi {
+
+/// Ends a call: its status and text.
+class Refusal : public std::runtime_error {
+ public:
+  Refusal(fs_status status, const std::string& text) : std::runtime_error(text), status_(status) {}
+  fs_status status() const { return status_; }
+
+ private:
+  fs_status status_;
+};
+
+/// More elements than any memory has; byte counts below it do not overflow.
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+void require_pointer(const void* pointer, const char* name);
+/// `size` is what the caller set, `least` the size of the struct's first version.
+void require_struct(uint32_t size, size_t least, const char* name);
+void require_enumerator(int32_t value, int32_t largest, const char* name);
+void require_count(int64_t count);
+/// Rounding to nearest, denormals not flushed: what the formulas' bits depend on.
+void require_ieee_arithmetic();
+
+/// The buffers of one call, checked one by one and against each other.
+class Buffers {
+ public:
+  /// `bytes` of elements of `alignment` bytes; 0 bytes: not given.
+  void require(const fs_buffer& buffer, uint64_t bytes, size_t alignment, const char* name);
+  /// No two of those given share memory.
+  void require_disjoint() const;
+
+ private:
+  struct Named {
+    uintptr_t begin, end;
+    const char* name;
+  };
+  std::vector<Named> given_;
+};
+
+/// Every scale is one that encoding makes.
+void require_scales(int32_t format, const fs_buffer& scales, const char* name);
+
+}  // namespace flashshard::capi
