@@ -73,8 +73,8 @@ class PoisoningBackend final : public Backend {
   void exact_norm(const ExactNorm& call) override { backend_->exact_norm(call); }
   void encode_master(const EncodeMaster& call) override { backend_->encode_master(call); }
   void decode_master(const DecodeMaster& call) override { backend_->decode_master(call); }
-  void adamw(std::span<const AdamWTensor> tensors, const AdamWFactors& factors) override {
-    backend_->adamw(tensors, factors);
+  void update(std::span<const UpdateTensor> tensors, const UpdateFactors& factors) override {
+    backend_->update(tensors, factors);
   }
 
  private:
