@@ -180,6 +180,11 @@ class Backend {
   virtual void copy(void* to, const void* from, size_t bytes) = 0;  // any direction, asynchronous
   virtual void synchronize() = 0;
 
+  // Names for a stretch of this rank's work, for profilers; nested. `index`: which layer or bucket,
+  // -1 none. Use BackendRange.
+  virtual void begin_range(std::string_view /*name*/, int64_t /*index*/) {}
+  virtual void end_range() {}
+
   // Scratch memory of the calls below: the maximum over the calls that will be made, bound once.
   // Only shapes and dtypes are read here, so the tensors' pointers may be null; a smaller call of
   // the same kind needs no more.
@@ -217,6 +222,21 @@ class Backend {
 
  protected:
   Backend() = default;
+};
+
+/// A range of the scope it stands in.
+class BackendRange {
+ public:
+  explicit BackendRange(Backend& backend, std::string_view name, int64_t index = -1)
+      : backend_(backend) {
+    backend_.begin_range(name, index);
+  }
+  ~BackendRange() { backend_.end_range(); }
+  BackendRange(const BackendRange&) = delete;
+  BackendRange& operator=(const BackendRange&) = delete;
+
+ private:
+  Backend& backend_;
 };
 
 /// Which library multiplies matrices on the CPU (docs/cpu-backend.md).

@@ -91,6 +91,7 @@ void ShardedOptimizer::pack_gradients(const Bucket& bucket, std::byte* packed) {
 }
 
 void ShardedOptimizer::reduce(const Bucket& bucket) {
+  const BackendRange range(backend_, "reduction of gradients of layer", bucket.layer);
   std::vector<Tensor> own;
   for (const BucketSegment& segment : bucket.segments) {
     if (plan_.rows(segment, communicator_.rank()).count > 0) own.push_back(own_gradient(segment));
@@ -135,8 +136,11 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   std::copy(limbs_.begin(), limbs_.end(), agreed.begin());
   agreed[10] = nonfinite_groups_;
   agreed[11] = local_tokens;
-  communicator_.all_reduce(agreed, ReduceOp::kSum)
-      .wait("waiting for the reduction of the gradient norm");
+  {
+    const BackendRange range(backend_, "reduction of the norm");
+    communicator_.all_reduce(agreed, ReduceOp::kSum)
+        .wait("waiting for the reduction of the gradient norm");
+  }
   std::copy_n(agreed.begin(), 10, limbs_.begin());
 
   StepOutcome outcome;
@@ -169,6 +173,7 @@ void ShardedOptimizer::update_and_gather(const Update& update, StepOutcome* outc
   const auto finish = [&](size_t slot) {
     if (in_flight[slot] == nullptr) return;
     const Stopwatch watch;
+    const BackendRange range(backend_, "gather of weights of layer", in_flight[slot]->layer);
     gathers[slot].wait("waiting for the gather of updated weights");
     finish_gather(*in_flight[slot], staging_[slot].data());
     in_flight[slot] = nullptr;

@@ -143,7 +143,7 @@ int threads_of(const proto::RunConfig& config, const Communicator& communicator)
 
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
-      backend_(make_cpu_backend({threads_of(config, communicator)})),
+      backend_(make_backend(config, threads_of(config, communicator))),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {
@@ -171,6 +171,14 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, gradients_,
                                                   *rule_, options);
   predicted_ = predict(config, communicator.rank(), gradient, shape);
+}
+
+std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, int threads) {
+  std::unique_ptr<Backend> backend = make_cpu_backend({threads});
+  if (config.run().profile() == 0) return backend;
+  auto traced = std::make_unique<TracedBackend>(std::move(backend));
+  traced_backend_ = traced.get();
+  return traced;
 }
 
 void Engine::allocate_gradients(DType dtype) {

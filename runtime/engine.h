@@ -8,6 +8,7 @@
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
+#include "kernels/traced_backend.h"
 #include "optim/ledger.h"
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
@@ -37,6 +38,8 @@ class Engine {
   Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
 
   Backend& backend() { return *backend_; }
+  /// What records a step's operations, in a run with run.profile; otherwise null.
+  TracedBackend* traced_backend() { return traced_backend_; }
   Model& model() { return *model_; }
   const LlamaOptions& model_options() const { return model_options_; }
   ShardedState& state() { return *state_; }
@@ -64,11 +67,13 @@ class Engine {
   void restart_from_weights();
 
  private:
+  std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);
   void allocate_gradients(DType dtype);
   MemoryTable predict(const proto::RunConfig& config, int rank, DType gradient,
                       const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
+  TracedBackend* traced_backend_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;
   LlamaOptions model_options_;

@@ -167,6 +167,9 @@ fs::path RunFolder::log_path(int rank) const {
 fs::path RunFolder::status_path(int rank) const {
   return directory_ / "status" / rank_file(rank, ".json");
 }
+fs::path RunFolder::trace_path(int rank) const {
+  return directory_ / "profile" / rank_file(rank, ".json");
+}
 
 void RunFolder::write_config(std::string_view textproto) const {
   metrics::replace_file(config_path(), textproto, metrics::Durability::kSynced);

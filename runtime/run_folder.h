@@ -52,6 +52,8 @@ class RunFolder {
   std::filesystem::path log_path(int rank) const;
   /// status/rank-00000.json
   std::filesystem::path status_path(int rank) const;
+  /// profile/rank-00000.json
+  std::filesystem::path trace_path(int rank) const;
 
   /// Replaces config.textproto by the fully resolved config. Throws Error(kOutOfSpace or kUsage).
   void write_config(std::string_view textproto) const;

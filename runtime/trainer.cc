@@ -21,6 +21,7 @@
 #include "runtime/evaluate.h"
 #include "runtime/metrics/process_memory.h"
 #include "runtime/metrics/status_file.h"
+#include "runtime/metrics/trace_file.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -134,7 +135,9 @@ class Trainer {
   void announce();
   void report_memory(bool show);
   StepReport compute_gradients();
+  const data::MicroBatch& next_micro_batch();
   StepReport exchange(const RankReport& own);
+  void save_trace(TracedBackend& traced);
   void one_step();
   double validate();
   void count_skip(const StepOutcome& outcome);
@@ -305,7 +308,8 @@ StepReport Trainer::compute_gradients() {
   const int64_t count = micro_batches_->micro_batches_per_step();
   const int head_layer = engine_->model_options().layers + 1;
   for (int64_t k = 0; k < count; ++k) {
-    const data::MicroBatch& batch = prefetcher_->next();
+    const data::MicroBatch& batch = next_micro_batch();
+    const BackendRange range(engine_->backend(), "micro-batch", k);
     const Stopwatch watch;
     double forward_ms = 0, reduce_ms = 0;
     LayerHooks hooks;
@@ -332,6 +336,11 @@ StepReport Trainer::compute_gradients() {
   return exchange(own);
 }
 
+const data::MicroBatch& Trainer::next_micro_batch() {
+  const BackendRange range(engine_->backend(), "waiting for data");
+  return prefetcher_->next();
+}
+
 StepReport Trainer::exchange(const RankReport& own) {
   std::vector<RankReport> ranks(static_cast<size_t>(communicator_.world_size()));
   ranks[static_cast<size_t>(communicator_.rank())] = own;
@@ -342,9 +351,13 @@ StepReport Trainer::exchange(const RankReport& own) {
 void Trainer::one_step() {
   const Stopwatch watch;
   const double learning_rate = schedule_of(config_).learning_rate(progress_.step);
+  TracedBackend* const traced =
+      progress_.step + 1 == config_.run().profile() ? engine_->traced_backend() : nullptr;
+  if (traced != nullptr) traced->start();
   const StepReport report = compute_gradients();
   const StepOutcome outcome = engine_->optimizer().step(learning_rate, local_tokens_);
   const double seconds = watch.seconds();
+  if (traced != nullptr) save_trace(*traced);
 
   ++progress_.step;
   progress_.sequences += config_.train().global_batch();
@@ -386,6 +399,16 @@ void Trainer::one_step() {
       (last() && config_.checkpoint().at_end())) {
     save();
   }
+}
+
+void Trainer::save_trace(TracedBackend& traced) {
+  const std::vector<TraceEvent> events = traced.stop();
+  const int rank = communicator_.rank();
+  run_and_agree(communicator_, [&] {
+    metrics::write_trace(folder_.trace_path(rank), events, rank, communicator_.host(rank));
+  });
+  reporter_.info(fmt::format("step {} was recorded in {}; open it in ui.perfetto.dev",
+                             progress_.step + 1, folder_.trace_path(rank).string()));
 }
 
 void Trainer::count_skip(const StepOutcome& outcome) {

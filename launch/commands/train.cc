@@ -18,6 +18,7 @@ struct TrainArguments {
   std::string config;
   std::vector<std::string> overrides;
   std::string resume = "auto";
+  std::string profile;
 };
 
 // Until the configuration is read nobody knows the run's own deadline.
@@ -28,8 +29,10 @@ constexpr std::chrono::seconds kConnectDeadline{120};
 proto::RunConfig shared_config(Communicator& communicator, const TrainArguments& arguments) {
   std::string text;
   run_and_agree(communicator, [&] {
-    if (communicator.rank() == 0)
-      text = to_text(load_run_config(arguments.config, arguments.overrides));
+    if (communicator.rank() != 0) return;
+    std::vector<std::string> overrides = arguments.overrides;
+    if (!arguments.profile.empty()) overrides.push_back("run.profile=" + arguments.profile);
+    text = to_text(load_run_config(arguments.config, overrides));
   });
   text = broadcast_text(communicator, "waiting for the configuration", std::move(text));
   return parse_run_config(text, "the configuration of rank 0", {});
@@ -63,11 +66,14 @@ void add_train(CLI::App& app, Action& action) {
                    "auto: go on from run.dir's newest complete checkpoint; never: refuse if there "
                    "is one; or a checkpoint's path")
       ->capture_default_str();
+  command->add_option("--profile", arguments->profile,
+                      "Record this step's operations in run.dir/profile (Chrome trace events)");
   command->footer([] {
     return "Examples:\n"
            "  flashshard train --config launch/configs/quickstart.textproto\n"
            "  mpirun -n 2 flashshard train --config launch/configs/quickstart.textproto --set "
            "train.steps=50\n"
+           "  flashshard train --config launch/configs/quickstart.textproto --profile 5\n"
            "\nA running job saves and ends (exit code 8) on SIGUSR1, SIGUSR2 or when the file "
            "run.dir/stop appears.\n"
            "\nSettings:\n" +

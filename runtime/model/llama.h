@@ -102,6 +102,7 @@ class Llama final : public Model {
   void forward_final_norm(const Pass& pass, int64_t first, const LayerHooks& hooks);
 
   void backward(const Pass& pass, const LayerHooks& hooks);
+  void backward_layer(const Pass& pass, int layer);
   void backward_final_norm(const Pass& pass);
   /// What matrix products made of the block and was not kept.
   void recompute(const Pass& pass, const BlockActivations& block, int layer);

@@ -22,15 +22,20 @@ void Llama::backward(const Pass& pass, const LayerHooks& hooks) {
   hooks.call_after_layer_backward(options_.layers + 1);
   for (int layer = options_.layers; layer >= 1; --layer) {
     hooks.call_before_layer(layer);
-    const BlockViewsOf<Tensor>& views = activations_.block(layer);
-    recompute(pass, first_rows(views.recompute, pass.tokens), layer);
-    const BlockActivations block = first_rows(views.backward, pass.tokens);
-    backward_feed_forward(pass, block, layer);
-    backward_attention(pass, block, layer);
+    backward_layer(pass, layer);
     hooks.call_after_layer_backward(layer);
   }
   backward_embedding(pass);
   hooks.call_after_layer_backward(0);
+}
+
+void Llama::backward_layer(const Pass& pass, int layer) {
+  const BackendRange range(backend_, "backward of layer", layer);
+  const BlockViewsOf<Tensor>& views = activations_.block(layer);
+  recompute(pass, first_rows(views.recompute, pass.tokens), layer);
+  const BlockActivations block = first_rows(views.backward, pass.tokens);
+  backward_feed_forward(pass, block, layer);
+  backward_attention(pass, block, layer);
 }
 
 void Llama::backward_final_norm(const Pass& pass) {

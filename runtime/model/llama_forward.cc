@@ -42,6 +42,7 @@ void Llama::forward(const Pass& pass, const LayerHooks& hooks) {
                       .tokens = pass.shared.tokens});
   for (int layer = 1; layer <= options_.layers; ++layer) {
     hooks.call_before_layer(layer);
+    const BackendRange range(backend_, "forward of layer", layer);
     const BlockActivations block = first_rows(activations_.block(layer).forward, pass.tokens);
     forward_input_norm(pass, block, layer);
     forward_attention(pass, block, layer);

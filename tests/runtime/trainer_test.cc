@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 
@@ -227,6 +228,33 @@ TEST_F(Runs, WithEveryRuleReachTheSameLossAtAnyWorldSize) {
     }
     EXPECT_NEAR(validation[1], validation[0], 0.01 * validation[0]);
   }
+}
+
+TEST_F(Runs, RecordOneStepInAFilePerRankAndKeepTheirBits) {
+  ASSERT_EQ(run(2, config("plain", {"train.steps=6"})), ExitCode::kDone);
+  ASSERT_EQ(run(2, config("profiled", {"train.steps=6", "run.profile=3"})), ExitCode::kDone);
+  EXPECT_EQ(hash("profiled"), hash("plain"));
+  for (const char* name : {"rank-00000.json", "rank-00001.json"}) {
+    std::ifstream file(folder_ / "profiled" / "profile" / name);
+    const auto trace = nlohmann::json::parse(file);
+    std::map<std::string, int> count;
+    for (const auto& event : trace["traceEvents"]) {
+      ++count[event["name"]];
+      if (event["ph"] != "X") continue;
+      EXPECT_GE(event["dur"].get<double>(), 0.0);
+      EXPECT_EQ(event["pid"], name[9] - '0');
+    }
+    const int layers = config("plain").model().layers();
+    EXPECT_EQ(count["forward of layer"], layers * count["micro-batch"]) << trace;
+    EXPECT_EQ(count["backward of layer"], layers * count["micro-batch"]);
+    EXPECT_EQ(count["reduction of the norm"], 1);
+    for (const char* operation :
+         {"matmul", "attention", "attention_backward", "cross_entropy", "update", "exact_norm",
+          "gather of weights of layer", "reduction of gradients of layer"}) {
+      EXPECT_GT(count[operation], 0) << operation;
+    }
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "plain" / "profile"));
 }
 
 class Resumed : public Runs, public ::testing::WithParamInterface<int> {};
