@@ -14,6 +14,9 @@
 namespace flashshard {
 namespace {
 
+/// Elements that initialize() holds in fp32 on the host at once: 16 MiB.
+constexpr int64_t kInitializedElements = int64_t{1} << 22;
+
 class Stopwatch {
  public:
   double milliseconds() const {
@@ -228,17 +231,23 @@ void ShardedOptimizer::gather_weights() {
 void ShardedOptimizer::initialize(const InitialValues& values) {
   std::vector<float> host;
   for (int t = 0; t < state_.layout().tensors(); ++t) {
-    const RowRange rows = state_.layout().rows_of(t, communicator_.rank());
-    if (rows.count == 0) continue;
-    const ShardSlice slice = state_.slice(t, rows, {});
-    host.resize(static_cast<size_t>(slice.weight.elements()));
-    values(t, rows, host);
-    const WeightFormat format = state_.weight_format(t);
-    void* correction = correction_bytes(format) > 0 ? slice.states.front() : nullptr;
-    backend_.encode_master(
-        {format, host.data(), slice.weight.data, correction, slice.weight.elements()});
+    const RowRange own = state_.layout().rows_of(t, communicator_.rank());
+    const int64_t unit = state_.layout().unit_rows(t);
+    const int64_t cols = state_.layout().parameter(t).cols;
+    // Whole units at a time: an embedding in fp32 would be host memory that no plan knows of.
+    const int64_t piece = std::max<int64_t>(1, kInitializedElements / (unit * cols)) * unit;
+    for (int64_t first = 0; first < own.count; first += piece) {
+      const RowRange rows{own.first + first, std::min(piece, own.count - first)};
+      const ShardSlice slice = state_.slice(t, rows, {});
+      host.resize(static_cast<size_t>(slice.weight.elements()));
+      values(t, rows, host);
+      const WeightFormat format = state_.weight_format(t);
+      void* correction = correction_bytes(format) > 0 ? slice.states.front() : nullptr;
+      backend_.encode_master(
+          {format, host.data(), slice.weight.data, correction, slice.weight.elements()});
+      backend_.synchronize();  // `host` is filled again
+    }
   }
-  backend_.synchronize();
   gather_weights();
 }
 

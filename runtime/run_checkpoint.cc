@@ -112,16 +112,47 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
 }
 
 void RunCheckpoint::start_from(const std::string& argument, const data::DatasetManifest& data) {
+  // Chosen once: the run that it belongs to may be saving.
+  std::string path;
   run_and_agree(communicator_, [&] {
-    const std::string path = checkpoint::resolve(argument);
+    if (communicator_.rank() == 0) path = checkpoint::resolve(argument);
+  });
+  path = broadcast_text(communicator_, "waiting for the choice of a checkpoint", path);
+  run_and_agree(communicator_, [&] {
     const checkpoint::RunState saved = checkpoint::read_run_state(path);
     require_same_tokenizer(saved, path, data);
+    require_same_model(saved, path);
     engine_.read_weights(path);
     if (communicator_.rank() == 0) {
       reporter_.info(fmt::format("starts with the weights of {}, step {}", path, saved.step));
     }
   });
   engine_.restart_from_weights();
+}
+
+void RunCheckpoint::require_same_model(const checkpoint::RunState& saved,
+                                       const std::string& path) const {
+  const proto::RunConfig before = parse_run_config(saved.config, path + ": its configuration", {});
+  const LlamaOptions theirs = llama_options(before, 0), ours = engine_.model_options();
+  // Two models may share every shape and read the same weights as something else.
+  const auto require = [&](bool same, std::string_view field) {
+    if (same) return;
+    throw Error(ExitCode::kUsage,
+                fmt::format("the checkpoint's model has another {} than this run's", field), path,
+                "set it as the checkpoint's run had it");
+  };
+  require(theirs.heads == ours.heads, "model.heads");
+  require(theirs.kv_heads == ours.kv_heads, "model.kv_heads");
+  require(theirs.head_dim == ours.head_dim, "model.head_dim");
+  // These may be meant, as in a continuation with longer sequences.
+  if (communicator_.rank() != 0) return;
+  for (const ConfigDifference& difference : differences(before, config_)) {
+    if (!difference.path.starts_with("model.rope_") && difference.path != "model.norm_epsilon") {
+      continue;
+    }
+    reporter_.warning(fmt::format("{} was {} in {} and is {} now", difference.path,
+                                  difference.before, path, difference.after));
+  }
 }
 
 std::string RunCheckpoint::save(const RunProgress& progress) {

@@ -59,6 +59,9 @@ class RunCheckpoint {
 
  private:
   std::optional<std::string> choose(const std::string& mode) const;
+  /// Throws Error(kUsage) when weights of the same shapes would mean something else here; warns of
+  /// what may be meant.
+  void require_same_model(const checkpoint::RunState& saved, const std::string& path) const;
   void require_same_run(const std::string& path, const data::DatasetManifest& data) const;
 
   Communicator& communicator_;

@@ -36,7 +36,7 @@ TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& co
 
 void TrainedModel::require_vocabulary(int64_t vocab_size) const {
   if (vocab_size <= model_->vocabulary_size()) return;
-  throw Error(ExitCode::kUsage,
+  throw Error(ExitCode::kBadData,
               fmt::format("the data's vocabulary of {} tokens does not fit the model's {}",
                           vocab_size, model_->vocabulary_size()),
               path_, "evaluate on data made with the model's tokenizer");
@@ -56,8 +56,10 @@ std::unique_ptr<data::Tokenizer> TrainedModel::open_tokenizer() const {
                 "name it with --tokenizer");
   }
   // CKPT is run.dir/checkpoints/step-N, unless somebody has moved it.
-  const auto beside = std::filesystem::absolute(path_).parent_path().parent_path() / "tokenizer";
   std::error_code ignored;
+  std::filesystem::path step = std::filesystem::weakly_canonical(path_, ignored);
+  if (!step.has_filename()) step = step.parent_path();
+  const auto beside = step.parent_path().parent_path() / "tokenizer";
   return data::open_tokenizer(
       *identity, std::filesystem::is_directory(beside, ignored) ? beside.string() : data_path_);
 }

@@ -139,7 +139,7 @@ class Trainer {
   StepReport exchange(const RankReport& own);
   void save_trace(TracedBackend& traced);
   void one_step();
-  double validate();
+  std::optional<double> validate();
   void count_skip(const StepOutcome& outcome);
   void save();
   bool last() const { return progress_.step >= config_.train().steps(); }
@@ -421,6 +421,14 @@ void Trainer::count_skip(const StepOutcome& outcome) {
       fmt::format("step {} was skipped: {}; the state is unchanged", progress_.step,
                   outcome.tokens == 0 ? "it held no counted token" : "a gradient was not finite"));
   if (consecutive_skips_ < config_.optimizer().max_consecutive_skips()) return;
+  if (outcome.tokens == 0) {
+    throw AgreedError(
+        ExitCode::kBadData,
+        fmt::format("{} steps in a row had nothing to learn, the last one step {} with "
+                    "no token that counts in the loss. Hint: take longer sequences "
+                    "or a larger batch, or shorten the prompts",
+                    consecutive_skips_, progress_.step));
+  }
   throw AgreedError(ExitCode::kNonFinite,
                     fmt::format("{} steps in a row had non-finite gradients, the last one step {}. "
                                 "Hint: lower optimizer.learning_rate or look at the data; the last "
@@ -428,15 +436,19 @@ void Trainer::count_skip(const StepOutcome& outcome) {
                                 consecutive_skips_, progress_.step));
 }
 
-double Trainer::validate() {
+std::optional<double> Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
                                   config_.train().validation_sequences()};
   const Evaluation result = evaluate(communicator_, engine_->model(), *validation_data_, request);
+  if (result.tokens == 0) {
+    reporter_.warning("no token of the validation's sequences counts in the loss");
+    return std::nullopt;
+  }
   validation_loss_ = result.mean_loss();
   reporter_.validation(progress_.step, *validation_loss_,
                        static_cast<double>(result.tokens) / watch.seconds());
-  return *validation_loss_;
+  return validation_loss_;
 }
 
 void Trainer::save() {

@@ -43,7 +43,11 @@ void require_ieee_arithmetic() {
     throw Refusal(FS_ENVIRONMENT, "this thread's rounding mode is not to nearest (fesetround)");
   }
 #if defined(__SSE__)
-  constexpr unsigned kFlushes = 0x8040;  // FTZ and DAZ
+  // fegetround reads the x87 unit alone, the loops compute in SSE.
+  constexpr unsigned kRoundingControl = 0x6000, kFlushes = 0x8040;  // FTZ and DAZ
+  if ((_mm_getcsr() & kRoundingControl) != 0) {
+    throw Refusal(FS_ENVIRONMENT, "this thread's rounding mode is not to nearest (MXCSR)");
+  }
   if ((_mm_getcsr() & kFlushes) != 0) {
     throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (MXCSR has FTZ or DAZ set)");
   }

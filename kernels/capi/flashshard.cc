@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <exception>
 #include <functional>
 #include <span>
@@ -44,29 +45,32 @@ static_assert(FS_ADAMW == static_cast<int>(Rule::kAdamW) &&
 static_assert(FS_GROUP == kGroup && FS_FRESH_V2_SCALE == kFreshScale &&
               FS_NORM_LIMBS == numerics::kExactSumLimbs);
 
-thread_local std::string last_error;
+/// Of a fixed size: keeping it must not fail when memory has run out.
+thread_local std::array<char, 512> last_error = {};
+
+void keep_error(const char* text) noexcept {
+  std::snprintf(last_error.data(), last_error.size(), "%s", text);
+}
 
 /// Runs a call; whatever it throws becomes a status and a text.
 template <class Call>
 fs_status guarded(const Call& call) noexcept {
   fs_status status = FS_INTERNAL;
-  std::string text;
   try {
     require_ieee_arithmetic();
     call();
     return FS_OK;
   } catch (const Refusal& refusal) {
     status = refusal.status();
-    text = refusal.what();
+    keep_error(refusal.what());
   } catch (const Error& error) {
     status = FS_OUT_OF_RANGE;  // constants of a step that no step can use
-    text = error.what();
+    keep_error(error.what());
   } catch (const std::exception& error) {
-    text = error.what();
+    keep_error(error.what());
   } catch (...) {
-    text = "unknown error";
+    keep_error("unknown error");
   }
-  last_error.swap(text);
   return status;
 }
 
@@ -76,6 +80,12 @@ uint64_t groups_of(int64_t count) { return static_cast<uint64_t>((count + kGroup
 
 void add_to(int64_t* counter, int64_t value) {
   if (counter != nullptr) *counter += value;
+}
+
+void require_counter(int64_t* counter) {
+  if (reinterpret_cast<uintptr_t>(counter) % sizeof(int64_t) != 0) {
+    throw Refusal(FS_MISALIGNED, "rejected_groups does not start at a multiple of 8 bytes");
+  }
 }
 
 void require_weight(Buffers& buffers, WeightFormat format, int64_t count, const fs_buffer& weight,
@@ -139,9 +149,11 @@ void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
   require_enumerator(tensor->state_format, FS_STATE_FLASHOPTIM_V1, "state_format");
   require_enumerator(tensor->gradient_type, FS_TYPE_FP32, "gradient_type");
   require_count(tensor->count);
-  if (tensor->first_element < 0 || tensor->first_element % kGroup != 0) {
+  constexpr int64_t kLastElement = int64_t{1} << 62;
+  if (tensor->first_element < 0 || tensor->first_element > kLastElement ||
+      tensor->first_element % kGroup != 0) {
     throw Refusal(FS_INVALID_ARGUMENT, "first_element is " + std::to_string(tensor->first_element) +
-                                           ", it must be a multiple of 32 from 0");
+                                           ", it must be a multiple of 32 in 0 to 2^62");
   }
   const size_t width = size_of(static_cast<DType>(tensor->gradient_type));
   const auto format = static_cast<StateFormat>(tensor->state_format);
@@ -191,6 +203,7 @@ void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_
       rule, {step->beta1, step->beta2, step->epsilon, step->dampening, step->nesterov != 0},
       step->learning_rate, step->gradient_factor, static_cast<Rounding>(step->rounding), step->t);
   require_tensor(tensor, rule, step->beta1);
+  require_counter(rejected_groups);
   UpdateTensor t = arguments(*tensor);
   set_decay(t, rule, {step->weight_decay, step->peak_learning_rate}, step->learning_rate);
   t.rejected_groups = rejected_groups;
@@ -205,6 +218,8 @@ int64_t add_squares(const fs_buffer& values, int32_t type, int64_t count,
   const auto dtype = static_cast<DType>(type);
   Buffers buffers;
   buffers.require(values, static_cast<uint64_t>(count) * size_of(dtype), size_of(dtype), "values");
+  buffers.require({limbs.data(), limbs.size_bytes()}, limbs.size_bytes(), sizeof(int64_t), "limbs");
+  buffers.require_disjoint();
   const Tensor tensor(values.data, dtype, {count});
   int64_t nonfinite = 0;
   cpu::exact_norm({{&tensor, 1}, limbs, &nonfinite}, serial);
@@ -219,13 +234,18 @@ namespace capi = flashshard::capi;
 
 const char* fs_version(void) { return "1.0.0"; }
 
-const char* fs_instruction_set(void) { return flashshard::cpu::update_loops().name.data(); }
+const char* fs_instruction_set(void) {
+  const char* name = "scalar";
+  guarded([&] { name = flashshard::cpu::update_loops().name.data(); });
+  return name;
+}
 
-const char* fs_last_error(void) { return capi::last_error.c_str(); }
+const char* fs_last_error(void) { return capi::last_error.data(); }
 
 fs_status fs_encode_master(const fs_master* call, int64_t* rejected_groups) {
   return guarded([&] {
     const auto format = capi::checked(call);
+    capi::require_counter(rejected_groups);
     flashshard::cpu::encode_master(
         {format, static_cast<const float*>(call->values.data), call->weight.data,
          call->correction.data, call->count, rejected_groups},
@@ -245,6 +265,7 @@ fs_status fs_decode_master(const fs_master* call) {
 fs_status fs_encode_moments(const fs_moments* call, int64_t* rejected_groups) {
   return guarded([&] {
     const auto format = capi::checked(call);
+    capi::require_counter(rejected_groups);
     flashshard::cpu::encode_moment(
         {format, static_cast<flashshard::Moment>(call->moment),
          static_cast<const float*>(call->values.data), call->codes.data,

@@ -123,8 +123,8 @@ typedef struct fs_tensor {
 typedef struct fs_step {
   uint32_t struct_size;
   int32_t rule;     /* fs_rule */
-  int32_t rounding; /* fs_rounding, of FS_SPLIT24 and FS_BF16; the other formats have one of their
-                       own */
+  int32_t rounding; /* fs_rounding, of FS_SPLIT24 and FS_BF16 weights and of the variance codes of
+                       FS_STATE_V2; the other formats have one of their own */
   int32_t nesterov; /* SGD, SGDW: 0 or 1 */
   double learning_rate;
   double beta1;   /* SGD, SGDW: the momentum */
@@ -139,26 +139,28 @@ typedef struct fs_step {
 
 /* "1.0.0": the major number changes when a call or struct does so incompatibly. */
 FS_API const char* fs_version(void);
-/* "scalar", "avx2", "avx512": what runs on this processor. */
+/* "scalar", "avx2", "avx512", "neon": what runs on this processor. */
 FS_API const char* fs_instruction_set(void);
-/* Of the last call on this thread that did not return FS_OK; "" before. */
+/* Of the last call on this thread that did not return FS_OK; "" before. The text is overwritten by
+ * the thread's next error and lives as long as the thread. */
 FS_API const char* fs_last_error(void);
 
 /* Groups with a value outside the format's domain (NaN and infinity included) are left as they were
- * and are counted in *rejected_groups, which may be null. */
+ * and their number is added to *rejected_groups (start with 0), which may be null. */
 FS_API fs_status fs_encode_master(const fs_master* call, int64_t* rejected_groups);
 FS_API fs_status fs_decode_master(const fs_master* call);
 FS_API fs_status fs_encode_moments(const fs_moments* call, int64_t* rejected_groups);
 FS_API fs_status fs_decode_moments(const fs_moments* call);
 
 /* One optimizer step. A group in which a new value would leave its format, as after a gradient that
- * is not finite, keeps its weight and states and is counted. */
+ * is not finite, keeps its weight and states, and their number is added to *rejected_groups (start
+ * with 0), which may be null. */
 FS_API fs_status fs_apply_step(const fs_tensor* tensor, const fs_step* step,
                                int64_t* rejected_groups);
 
 /* Adds the exact sum of squares of `count` elements to limbs[FS_NORM_LIMBS] (start with zeros),
  * with the same result at every order and split at groups. Groups with an element of 2^60 or more
- * are left out and counted. */
+ * are left out and their number is added to *nonfinite_groups (start with 0), which may be null. */
 FS_API fs_status fs_add_squares(fs_buffer values, int32_t type, int64_t count, int64_t* limbs,
                                 int64_t* nonfinite_groups);
 /* The square root of the sum, rounded once from it to double, then once more. */

@@ -145,7 +145,7 @@ struct RuleHyperparameters {
 };
 /// SGD without momentum keeps no state.
 constexpr bool has_momentum(Rule rule, double beta1) {
-  return (rule != Rule::kSGD && rule != Rule::kSGDW) || beta1 > 0;
+  return (rule != Rule::kSGD && rule != Rule::kSGDW) || static_cast<float>(beta1) > 0;
 }
 
 /// Constants of one step, computed on the host in double and rounded once (make_update_factors).

@@ -57,10 +57,10 @@ void require_hyperparameters(Rule rule, const RuleHyperparameters& hyper) {
 UpdateFactors make_update_factors(Rule rule, const RuleHyperparameters& hyper, double learning_rate,
                                   double gradient_factor, Rounding rounding, uint64_t t) {
   require_hyperparameters(rule, hyper);
-  require(learning_rate >= 0 && std::isfinite(learning_rate), rule,
-          "the learning rate must be 0 or more", learning_rate);
-  require(gradient_factor >= 0 && std::isfinite(gradient_factor), rule,
-          "the gradient factor must be 0 or more", gradient_factor);
+  require(learning_rate >= 0 && std::isfinite(static_cast<float>(learning_rate)), rule,
+          "the learning rate must be 0 or more, and an fp32 number", learning_rate);
+  require(gradient_factor >= 0 && std::isfinite(static_cast<float>(gradient_factor)), rule,
+          "the gradient factor must be 0 or more, and an fp32 number", gradient_factor);
   require(t >= 1, rule, "updates are counted from 1", static_cast<double>(t));
   UpdateFactors factors;
   factors.rule = rule;
@@ -89,8 +89,10 @@ UpdateFactors make_update_factors(Rule rule, const RuleHyperparameters& hyper, d
 }
 
 void set_decay(UpdateTensor& tensor, Rule rule, const WeightDecay& decay, double learning_rate) {
-  require(decay.rate >= 0 && std::isfinite(decay.rate), rule, "the weight decay must be 0 or more",
-          decay.rate);
+  require(decay.rate >= 0 && std::isfinite(static_cast<float>(decay.rate)), rule,
+          "the weight decay must be 0 or more", decay.rate);
+  require(decay.peak_learning_rate >= 0 && std::isfinite(decay.peak_learning_rate), rule,
+          "the peak learning rate must be 0 (none) or more", decay.peak_learning_rate);
   if (has_coupled_decay(rule)) {
     tensor.coupled_decay = static_cast<float>(decay.rate);
     return;

@@ -67,6 +67,11 @@ ExitCode run(const EvalArguments& arguments) {
                                     arguments.sequences};
     EvalResult result;
     result.evaluation = evaluate(communicator, model->model(), *dataset, request);
+    if (result.evaluation.tokens == 0) {
+      throw AgreedError(ExitCode::kBadData,
+                        "no token of these sequences counts in the loss. Hint: evaluate more of "
+                        "them, or prepare the data with a larger --validation-fraction");
+    }
     const auto bytes = dataset->manifest().bytes_per_token(dataset->split());
     if (bytes) result.bits_per_byte = result.evaluation.bits_per_byte(*bytes);
     if (communicator.rank() == 0) {

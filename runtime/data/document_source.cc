@@ -169,6 +169,8 @@ class JsonlSource : public DocumentSource {
       return nlohmann::json::parse(line);
     } catch (const nlohmann::json::parse_error& error) {
       refuse(fmt::format("is not JSON at byte {}", error.byte), number);
+    } catch (const nlohmann::json::out_of_range&) {
+      refuse("holds a number that is out of range", number);
     }
   }
 

@@ -130,9 +130,22 @@ void save_tokenizer_files(const std::filesystem::path& from, const std::filesyst
 
 TextStream::TextStream(Tokenizer& tokenizer, std::span<const int32_t> context)
     : tokenizer_(tokenizer) {
-  const auto last = context.last(std::min(context.size(), kContextTokens));
+  const auto last = tail(context);
   tokens_.assign(last.begin(), last.end());
   shown_ = tokens_.size();
+}
+
+/// The last few tokens, from the beginning of a character: a tokenizer that falls back to bytes
+/// decodes a run of them to replacement characters when its first character is cut.
+std::span<const int32_t> TextStream::tail(std::span<const int32_t> tokens) {
+  constexpr size_t kLongestCharacter = 4;
+  for (size_t n = kContextTokens; n < kContextTokens + kLongestCharacter && n <= tokens.size();
+       ++n) {
+    if (!tokenizer_.decode(tokens.last(n)).starts_with(kReplacementCharacter)) {
+      return tokens.last(n);
+    }
+  }
+  return tokens.last(std::min(tokens.size(), kContextTokens));
 }
 
 std::string TextStream::take(bool unfinished) {
@@ -144,8 +157,9 @@ std::string TextStream::take(bool unfinished) {
   if (!unfinished && now.ends_with(kReplacementCharacter)) return {};
   shown_ = tokens_.size();
   if (shown_ > 2 * kContextTokens) {
-    tokens_.erase(tokens_.begin(), tokens_.end() - kContextTokens);
-    shown_ = kContextTokens;
+    const auto kept = static_cast<std::ptrdiff_t>(tail(tokens_).size());
+    tokens_.erase(tokens_.begin(), tokens_.end() - kept);
+    shown_ = tokens_.size();
   }
   return now.substr(before.size());
 }

@@ -104,6 +104,7 @@ class TextStream {
 
  private:
   std::string take(bool unfinished);
+  std::span<const int32_t> tail(std::span<const int32_t> tokens);
 
   Tokenizer& tokenizer_;
   std::vector<int32_t> tokens_;  // a few that are shown, then those that are not

@@ -270,9 +270,14 @@ std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(const std::filesystem::p
 }
 
 std::unique_ptr<Tokenizer> make_hugging_face_tokenizer(const std::filesystem::path& folder) {
+  const std::filesystem::path script = program_folder() / "hugging_face_tokenizer.py";
+  std::error_code ignored;
+  if (!std::filesystem::exists(script, ignored)) {
+    throw Error(ExitCode::kUsage, "cannot find the tokenizer program", script.string(),
+                "it is built and installed with flashshard; FLASHSHARD_LIBEXEC names its folder");
+  }
   TokenizerProcess::Options options;
-  options.command = {"python3", (program_folder() / "hugging_face_tokenizer.py").string(),
-                     folder.string()};
+  options.command = {"python3", script.string(), folder.string()};
   options.kind = "hf";
   options.files = {folder / kHuggingFaceFile};
   const auto settings = folder / kHuggingFaceSettingsFile;

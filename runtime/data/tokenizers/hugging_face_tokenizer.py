@@ -46,10 +46,12 @@ def end_of_document(tokenizer, folder):
         try:
             with open(settings, encoding="utf-8") as file:
                 name = json.load(file).get("eos_token")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, OSError) as error:
             raise Refused(b"d", f"tokenizer_config.json cannot be read: {error}")
         if isinstance(name, dict):
             name = name.get("content")
+        if name is not None and not isinstance(name, str):
+            raise Refused(b"d", "the eos_token of tokenizer_config.json is not text")
     for candidate in (name,) if name else USUAL_ENDS:
         token = tokenizer.token_to_id(candidate)
         if token is not None:
@@ -68,6 +70,8 @@ def load(folder):
         tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     except Exception as error:  # the package raises its base class
         raise Refused(b"d", f"is not a tokenizer.json: {error}")
+    if not tokenizer.get_vocab(with_added_tokens=True):
+        raise Refused(b"d", "has an empty vocabulary")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -79,6 +83,8 @@ def encode(tokenizer):
         encodings = tokenizer.encode_batch([text.decode("utf-8") for text in texts], add_special_tokens=False)
     except UnicodeDecodeError as error:
         raise Refused(b"d", f"text is not UTF-8: {error}")
+    except Exception as error:  # the package raises its base class
+        raise Refused(b"d", f"text cannot be tokenized: {error}")
     parts = [b"+"]
     for encoding in encodings:
         parts += [number(len(encoding.ids)), struct.pack(f"<{len(encoding.ids)}i", *encoding.ids)]
@@ -98,7 +104,7 @@ def answer(make):
     try:
         reply = make()
     except Refused as error:
-        message = str(error).replace("\n", " ").encode("utf-8")[:LONGEST_MESSAGE]
+        message = " ".join(str(error).split()).encode("utf-8", "replace")[:LONGEST_MESSAGE]
         reply = error.kind + number(len(message)) + message
     sys.stdout.buffer.write(reply)
     sys.stdout.buffer.flush()

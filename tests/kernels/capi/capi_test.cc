@@ -13,6 +13,9 @@
 #include "kernels/capi/flashshard.h"
 #include "kernels/cpu/update_loops.h"
 #include "tests/kernels/numerics/update_state.h"
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
 
 namespace flashshard {
 namespace {
@@ -223,6 +226,11 @@ std::vector<BadStep> bad_steps() {
       {"HugeCount", FS_INVALID_ARGUMENT, "2^48", [](auto& t, auto&) { t.count = INT64_MAX; }},
       {"CutGroup", FS_INVALID_ARGUMENT, "first_element is 16",
        [](auto& t, auto&) { t.first_element = 16; }},
+      {"ElementBeyondAnyTensor", FS_INVALID_ARGUMENT, "2^62",
+       [](auto& t, auto&) { t.first_element = INT64_MAX - 31; }},
+      {"NegativePeakRate", FS_OUT_OF_RANGE, "peak learning rate",
+       [](auto&, auto& s) { s.peak_learning_rate = -1; }},
+      {"RateBeyondFP32", FS_OUT_OF_RANGE, "fp32", [](auto&, auto& s) { s.learning_rate = 1e300; }},
       {"UnknownWeightFormat", FS_INVALID_ARGUMENT, "weight_format is 9",
        [](auto& t, auto&) { t.weight_format = 9; }},
       {"UnknownStateFormat", FS_INVALID_ARGUMENT, "state_format is -1",
@@ -297,6 +305,28 @@ TEST(CApiCalls, RefuseAThreadThatRoundsAnotherWay) {
   std::fesetround(FE_TONEAREST);
   EXPECT_EQ(status, FS_ENVIRONMENT);
   EXPECT_THAT(fs_last_error(), HasSubstr("to nearest"));
+}
+
+#if defined(__SSE__)
+TEST(CApiCalls, RefuseAThreadWhoseSSEUnitAloneRoundsAnotherWay) {
+  fs_master master = {};
+  master.struct_size = sizeof(master);
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | 0x4000);  // upwards
+  const fs_status status = fs_encode_master(&master, nullptr);
+  _mm_setcsr(before);
+  EXPECT_EQ(status, FS_ENVIRONMENT);
+  EXPECT_THAT(fs_last_error(), HasSubstr("MXCSR"));
+}
+#endif
+
+TEST(CApiCalls, RefuseCountersAndLimbsThatCannotBeWritten) {
+  std::vector<int64_t> limbs(FS_NORM_LIMBS);
+  EXPECT_EQ(fs_add_squares({limbs.data(), 8}, FS_TYPE_FP32, 2, limbs.data(), nullptr), FS_OVERLAP);
+  fs_master master = {};
+  master.struct_size = sizeof(master);
+  auto* const odd = reinterpret_cast<int64_t*>(reinterpret_cast<char*>(limbs.data()) + 4);
+  EXPECT_EQ(fs_encode_master(&master, odd), FS_MISALIGNED);
 }
 
 TEST(CApiCalls, NameTheirVersionAndInstructionSet) {

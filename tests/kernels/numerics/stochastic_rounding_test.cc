@@ -82,6 +82,39 @@ TEST_P(FirstElement, TheNoiseHalfWordOfAPlainBF16WeightIsAsDocumented) {
   }
 }
 
+TEST_P(FirstElement, AVarianceCodeIsRoundedWithTheElementsByteWhateverTheWeight) {
+  for (WeightFormat format :
+       {WeightFormat::kSplit24, WeightFormat::kSplit32, WeightFormat::kBF16}) {
+    for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+      UpdateState state = equal_weights(format, 1.0f, 700, GetParam());
+      for (size_t i = 0; i < 700; ++i) {
+        state.variance8[i] = i % kGroup == 0 ? 255 : static_cast<uint8_t>(3 + i % 200);
+        state.set_gradient(i, 0.0f);
+      }
+      for (size_t g = 0; g < state.groups(); ++g) state.variance_scale[g] = 0x7f00;
+      std::vector<float> roots;
+      const UpdateFactors factors = factors_of(Rounding::kStochastic);
+      for (size_t i = 0; i < 700; ++i) {
+        const float z = formulas::Companding<formulas::Scalar>::root(
+            state.variance8[i],
+            formulas::Companding<formulas::Scalar>::root_step(state.scale(0x7f00)));
+        roots.push_back(std::sqrt((z * z) * factors.beta2));
+      }
+      const UpdateTensor tensor = state.tensor();
+      loops->update(tensor, factors, 0, tensor.count);
+      for (uint64_t i = 0; i < 700; ++i) {
+        const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
+        const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 34);
+        const uint32_t word = formulas::mix32<formulas::Scalar>(static_cast<uint32_t>(e / 4) ^ key);
+        const uint32_t noise = (word >> (8 * (e % 4))) & 0xff;
+        const float scale = state.scale(state.variance_scale[i / kGroup]);
+        const auto fixed = static_cast<uint32_t>(std::nearbyint(roots[i] * (65280.0f / scale)));
+        ASSERT_EQ(state.variance8[i], (fixed + noise) >> 8) << loops->name << " " << i;
+      }
+    }
+  }
+}
+
 /// Mean movement of weights near 1.5 after many updates of 3/256 of the format's step there, over
 /// the expected.
 double drift_ratio(WeightFormat format, double step_of_format, Rounding rounding) {
