@@ -19,7 +19,7 @@ constexpr uint32_t kLongestMessage = 4096;  // bytes of an error's text
 [[noreturn]] void end() { std::exit(0); }
 
 void read_bytes(void* bytes, size_t size) {
-  if (std::fread(bytes, 1, size, stdin) != size) end();
+  if (size > 0 && std::fread(bytes, 1, size, stdin) != size) end();
 }
 
 uint32_t read_number() {
@@ -29,7 +29,7 @@ uint32_t read_number() {
 }
 
 void write_bytes(const void* bytes, size_t size) {
-  if (std::fwrite(bytes, 1, size, stdout) != size) end();
+  if (size > 0 && std::fwrite(bytes, 1, size, stdout) != size) end();
 }
 
 void write_number(uint32_t number) { write_bytes(&number, sizeof(number)); }
