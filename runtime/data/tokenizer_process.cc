@@ -22,8 +22,6 @@
 
 #include "kernels/error.h"
 
-extern char** environ;
-
 namespace flashshard::data {
 namespace {
 
@@ -55,7 +53,7 @@ uint64_t hash_of_file(const std::filesystem::path& path) {
 std::filesystem::path program_folder() {
   if (const char* folder = std::getenv("FLASHSHARD_LIBEXEC"); folder != nullptr) return folder;
   std::error_code ignored;
-  const auto here = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+  auto here = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
   for (const auto& folder : {here / "libexec", here.parent_path() / "libexec"}) {
     if (std::filesystem::is_directory(folder / "flashshard", ignored)) return folder / "flashshard";
   }
