@@ -150,7 +150,7 @@ def main():
         raw[model] = pairs
         text += [f"## {model}: {counts.pop():,} parameters, {arguments.threads} threads, {arguments.pairs} pairs of {arguments.steps} steps",
                  "", *speed_table(pairs), "", *memory_table(pairs[0]), "", *loss_table(pairs[0], arguments.steps), ""]
-    text.insert(1, f"\n`benchmarks/peers/compare.py --pairs {arguments.pairs} --steps {arguments.steps} --threads {arguments.threads}`, "
+    text.insert(1, f"\n`benchmarks/peers/compare.py{''.join(f' --model {name}' for name in arguments.model or [])} --pairs {arguments.pairs} --steps {arguments.steps} --threads {arguments.threads}`, "
                    f"PyTorch {next(iter(raw.values()))[0]['PyTorch FP32']['torch']}. FlashShard BF16: bf16 weights, AdamW V2; FP32: fp32 "
                    "weights, state and arithmetic, as PyTorch. Sampling orders and initial draws differ.")
     arguments.output.with_suffix(".md").write_text("\n".join(text))
