@@ -12,19 +12,14 @@ import pathlib
 import random
 import sys
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "kernels" / "capi"))
+from example import Buffer, Master, Step, Tensor  # noqa: E402  (the binding of the C library's own example)
+
 GROUP, COUNT = 32, 4096
 V2, FP32, V1 = 0, 1, 2
 SPLIT24, SPLIT32, CORRECTED24 = 0, 1, 4
 ADAMW, NEAREST, STOCHASTIC = 0, 0, 1
-
-
-class Buffer(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_uint64)]
-
-
-class Master(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("format", ctypes.c_int32), ("count", ctypes.c_int64),
-                ("values", Buffer), ("weight", Buffer), ("correction", Buffer)]
 
 
 class Moments(ctypes.Structure):
@@ -33,23 +28,7 @@ class Moments(ctypes.Structure):
                 ("scales", Buffer)]
 
 
-class Tensor(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("weight_format", ctypes.c_int32), ("state_format", ctypes.c_int32),
-                ("gradient_type", ctypes.c_int32), ("count", ctypes.c_int64), ("first_element", ctypes.c_int64),
-                ("seed", ctypes.c_uint64), ("tensor_id", ctypes.c_uint64), ("gradient", Buffer), ("weight", Buffer),
-                ("correction", Buffer), ("momentum", Buffer), ("momentum_scales", Buffer), ("variance", Buffer),
-                ("variance_scales", Buffer)]
-
-
-class Step(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("rule", ctypes.c_int32), ("rounding", ctypes.c_int32),
-                ("nesterov", ctypes.c_int32), ("learning_rate", ctypes.c_double), ("beta1", ctypes.c_double),
-                ("beta2", ctypes.c_double), ("epsilon", ctypes.c_double), ("dampening", ctypes.c_double),
-                ("weight_decay", ctypes.c_double), ("peak_learning_rate", ctypes.c_double),
-                ("gradient_factor", ctypes.c_double), ("t", ctypes.c_uint64)]
-
-
-DEFAULT = pathlib.Path(__file__).resolve().parent.parent / "build" / "libflashshard_codec.so"
+DEFAULT = ROOT / "build" / "libflashshard_codec.so"
 library = ctypes.CDLL(sys.argv[1] if len(sys.argv) > 1 else str(DEFAULT))
 library.fs_last_error.restype = ctypes.c_char_p
 

@@ -108,6 +108,12 @@ Violation sequence_fits_positions(const proto::RunConfig& config) {
       length, positions);
 }
 
+Violation profiled_step_exists(const proto::RunConfig& config) {
+  if (config.run().profile() <= config.train().steps()) return {};
+  return fmt::format("run.profile ({}) must be at most train.steps ({})", config.run().profile(),
+                     config.train().steps());
+}
+
 Violation micro_batch_divides_global_batch(const proto::RunConfig& config) {
   const auto& train = config.train();
   if (train.global_batch() % train.micro_batch() == 0) return {};
@@ -242,6 +248,7 @@ constexpr std::array kRules = {
     FieldRule{
         "`train.sequence_length` is at most `model.max_position_embeddings`, unless that is 0.",
         sequence_fits_positions},
+    FieldRule{"`run.profile` is at most `train.steps`.", profiled_step_exists},
     FieldRule{"`train.global_batch` is a multiple of `train.micro_batch`.",
               micro_batch_divides_global_batch},
     FieldRule{"`train.micro_batch` x `train.sequence_length` is at most 2^26 tokens.",

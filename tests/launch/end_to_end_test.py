@@ -247,6 +247,31 @@ class BadInput(EndToEnd):
             self.assertIn("Example", self.call([command, "--help"]).stdout)
         self.assertIn("train", self.call(["--help"]).stdout)
 
+    def test_output_that_cannot_be_written_or_names_with_line_ends_are_one_clear_line(self):
+        self.call(self.train())
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(self.command(["hash", self.folder / "run"], None), stdout=full, stderr=subprocess.PIPE,
+                                    env=environment(), timeout=LIMIT, text=True)
+        self.assertEqual(result.returncode, 5)
+        self.assertIn("cannot write the output", result.stderr)
+        result = self.call(["prepare", "--input", self.folder / "no\nfile", "--output", self.folder / "d"], code=3)
+        self.assertEqual(len(result.stderr.splitlines()), 1)
+        # With stdout closed nothing else may be given its number.
+        closed = subprocess.run(["sh", "-c", 'exec "$0" "$@" >&-', BINARY, "hash", str(self.folder / "run")],
+                                stderr=subprocess.PIPE, env=environment(), timeout=LIMIT, text=True)
+        self.assertEqual((closed.returncode, closed.stderr), (0, ""))
+
+    def test_pairs_without_a_counted_token_are_not_evaluated(self):
+        self.call(self.train())
+        pair = json.dumps({"prompt": "x" * 20000, "response": "y"}) + "\n"
+        (self.folder / "long.jsonl").write_text(pair * 4)
+        self.call(["prepare", "--input", self.folder / "long.jsonl", "--output", self.folder / "long", "--jsonl-fields",
+                   "prompt,response", "--validation-fraction", "0.3"])
+        for ranks in (None, 2):
+            result = self.call(["eval", "--checkpoint", self.folder / "run", "--data", self.folder / "long", "--sequences", "1"],
+                               code=3, ranks=ranks)
+            self.assertIn("no token of these sequences counts in the loss", result.stderr)
+
     def test_data_that_is_missing_truncated_or_damaged_has_code_3(self):
         data = self.folder / "data"
         self.refused(3, "nowhere", settings=[f"data.path={self.folder}/nowhere"])

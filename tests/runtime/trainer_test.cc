@@ -5,20 +5,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <map>
-#include <mutex>
 #include <nlohmann/json.hpp>
 
-#include "runtime/agreement.h"
-#include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/verify.h"
-#include "runtime/config/run_config.h"
 #include "runtime/data/prepare.h"
 #include "runtime/engine.h"
 #include "runtime/evaluate.h"
@@ -28,93 +22,13 @@
 #include "runtime/trained_model.h"
 #include "runtime/write_text.h"
 #include "tests/optim/ranks.h"
-#include "tests/runtime/metrics/temporary_folder.h"
+#include "tests/runtime/runs.h"
 
 namespace flashshard {
 namespace {
 
 using ::testing::HasSubstr;
-using testing::TemporaryFolder;
-
-/// Text with something to learn: words from a small list in a pseudo-random order.
-std::string text(size_t bytes) {
-  const std::vector<std::string> words = {"and ",  "the ",  "lord ", "said ",
-                                          "unto ", "him, ", "go ",   "out.\n"};
-  std::string all;
-  uint32_t state = 1;
-  while (all.size() < bytes) {
-    state = state * 1664525u + 1013904223u;
-    all += words[state >> 29];
-  }
-  return all;
-}
-
-class Runs : public ::testing::Test {
- protected:
-  Runs() {
-    std::ofstream(folder_ / "text.txt") << text(40000);
-    data::PrepareOptions options;
-    options.inputs = {folder_ / "text.txt"};
-    options.output = folder_ / "data";
-    data::prepare(options);
-  }
-
-  proto::RunConfig config(const std::string& run, std::vector<std::string> overrides = {}) const {
-    overrides.insert(overrides.begin(), {"run.dir=" + (folder_ / run).string(),
-                                         "data.path=" + (folder_ / "data").string(),
-                                         "run.threads=1", "run.deadline_seconds=60"});
-    return load_run_config(std::string(FLASHSHARD_TEST_DATA) + "/../launch/configs/tiny.textproto",
-                           overrides);
-  }
-
-  static ExitCode run(int world_size, const proto::RunConfig& config,
-                      const std::string& resume = "auto") {
-    ExitCode code = ExitCode::kInternal;
-    std::mutex mutex;
-    test::run_ranks(world_size, [&](Communicator& communicator) {
-      const ExitCode mine = train(communicator, {config, resume});
-      const std::lock_guard lock(mutex);
-      code = mine;
-    });
-    return code;
-  }
-
-  /// The error that every rank ends with.
-  static Error failure(int world_size, const proto::RunConfig& config,
-                       const std::string& resume = "auto") {
-    std::vector<std::string> messages;
-    ExitCode code = ExitCode::kDone;
-    std::mutex mutex;
-    test::run_ranks(world_size, [&](Communicator& communicator) {
-      try {
-        train(communicator, {config, resume});
-      } catch (const AgreedError& error) {
-        const std::lock_guard lock(mutex);
-        messages.emplace_back(error.what());
-        code = error.code();
-      }
-    });
-    EXPECT_EQ(messages.size(), static_cast<size_t>(world_size)) << "not every rank failed";
-    for (const auto& message : messages) EXPECT_EQ(message, messages.front());
-    return Error(code, messages.empty() ? "" : messages.front());
-  }
-
-  nlohmann::json status(const std::string& run, int rank) const {
-    std::ifstream file(folder_ / run / "status" / ("rank-0000" + std::to_string(rank) + ".json"));
-    return nlohmann::json::parse(file);
-  }
-  std::vector<nlohmann::json> metrics(const std::string& run) const {
-    std::ifstream file(folder_ / run / "metrics.jsonl");
-    std::vector<nlohmann::json> lines;
-    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
-  }
-  std::string hash(const std::string& run) const {
-    return checkpoint::hash((folder_ / run).string()).total().hex();
-  }
-
-  TemporaryFolder folder_;
-};
+using test::Runs;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
   ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
@@ -446,175 +360,6 @@ TEST_F(Runs, GiveAModelThatEvaluatesAndWrites) {
   EXPECT_EQ(written.text, write_text(model.model(), *tokenizer, request).text);
   request.prompt.clear();
   EXPECT_THROW(write_text(model.model(), *tokenizer, request), Error);
-}
-
-/// Documents of one answer each: a model that has learned them ends by itself.
-class Documents : public Runs {
- protected:
-  data::PrepareReport prepare_pairs(const std::string& name, const std::string& tokenizer) {
-    std::ofstream file(folder_ / "pairs.jsonl");
-    for (int i = 0; i < 400; ++i) {
-      file << R"({"prompt": "go ", "response": "out."})"
-           << "\n";
-    }
-    file.close();
-    data::PrepareOptions options;
-    options.inputs = {folder_ / "pairs.jsonl"};
-    options.output = folder_ / name;
-    options.tokenizer = tokenizer;
-    options.jsonl_fields = {"prompt", "response"};
-    return data::prepare(options);
-  }
-  proto::RunConfig on(const std::string& run, const std::string& data,
-                      std::vector<std::string> overrides = {}) const {
-    overrides.push_back("data.path=" + (folder_ / data).string());
-    return config(run, overrides);
-  }
-  WrittenText write(const std::string& run, const std::string& prompt) const {
-    const auto alone = std::move(make_thread_communicators(1).front());
-    TrainedModel model((folder_ / run).string(), *alone, TrainedModel::Use::kText);
-    GenerationRequest request;
-    request.prompt = prompt;
-    request.options.tokens = 30;
-    request.options.sampling.temperature = 0;
-    return write_text(model.model(), *model.open_tokenizer(), request);
-  }
-};
-
-const std::string kSentencePiece =
-    "sentencepiece:" FLASHSHARD_TEST_DATA "/runtime/data/golden/tokenizer.model";
-
-TEST_F(Documents, FineTuneAModelFromACheckpointWithFreshState) {
-  ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
-  prepare_pairs("pairs", "byte");
-  const std::string from = "model.initialize_from=" + (folder_ / "a").string();
-  // Nothing learned: the weights are the checkpoint's, whatever the number of ranks.
-  ASSERT_EQ(run(3, on("same", "data",
-                      {from, "train.steps=5", "optimizer.learning_rate=1e-30",
-                       "optimizer.rounding=NEAREST"})),
-            ExitCode::kDone);
-  EXPECT_NEAR(metrics("same").back()["validation_loss"].get<double>(),
-              metrics("a").back()["validation_loss"].get<double>(), 1e-6);
-  ASSERT_EQ(run(2, on("tuned", "pairs", {from, "train.steps=60"})), ExitCode::kDone);
-  const auto lines = metrics("tuned");
-  EXPECT_LT(lines.back()["loss"].get<double>(), 0.5 * lines.front()["loss"].get<double>());
-  // Of each pair of 8 tokens, 5 count.
-  EXPECT_NEAR(lines.front()["tokens"].get<double>(), 8 * 32 * 5.0 / 8, 8);
-  const WrittenText written = write("tuned", "go ");
-  EXPECT_EQ(written.text, "go out.");
-  EXPECT_TRUE(written.ended);
-}
-
-TEST_F(Documents, ThroughATokenizerAreWrittenAfterTheDataIsGone) {
-  prepare_pairs("pairs", kSentencePiece);
-  ASSERT_EQ(run(2, on("a", "pairs", {"train.steps=60"})), ExitCode::kDone);
-  std::filesystem::remove_all(folder_ / "pairs");
-  const WrittenText written = write("a", "go ");
-  EXPECT_THAT(written.text, HasSubstr("out."));
-  EXPECT_TRUE(written.ended);
-}
-
-TEST_F(Documents, OfAnotherTokenizerAreRefusedEverywhere) {
-  ASSERT_EQ(run(1, config("a", {"model.vocab_size=340"})), ExitCode::kDone);
-  prepare_pairs("pairs", kSentencePiece);
-  const auto refused = [](const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::kUsage);
-    EXPECT_THAT(error.what(),
-                HasSubstr("the checkpoint's tokens are those of the tokenizer `byte"));
-    EXPECT_THAT(error.what(), HasSubstr("`sentencepiece "));
-  };
-  refused(failure(2, on("a", "pairs", {"model.vocab_size=340", "train.steps=30"})));
-  refused(failure(2, on("b", "pairs", {"model.initialize_from=" + (folder_ / "a").string()})));
-  const auto alone = std::move(make_thread_communicators(1).front());
-  const TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kBatches);
-  try {
-    model.require_tokenizer(data::read_manifest(folder_ / "pairs"));
-    ADD_FAILURE() << "nothing thrown";
-  } catch (const Error& error) {
-    refused(error);
-  }
-  const Error too_small = failure(2, on("c", "pairs", {"model.vocab_size=256"}));
-  EXPECT_EQ(too_small.code(), ExitCode::kUsage);
-  EXPECT_THAT(too_small.what(), HasSubstr("vocabulary of 340 tokens does not fit the model's 256"));
-}
-
-TEST_F(Documents, StartFromAModelOfTheSameShapeOnly) {
-  ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
-  const std::string from = "model.initialize_from=" + (folder_ / "a").string();
-  const Error error = failure(2, config("b", {from, "model.feed_forward_size=96"}));
-  EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
-  const Error nowhere = failure(2, config("c", {"model.initialize_from=nowhere"}));
-  EXPECT_EQ(nowhere.code(), ExitCode::kUsage);
-}
-
-TEST_F(Documents, OfOtherProgramsNeedAVocabularyThatHoldsTheirIds) {
-  std::string bytes(1024, '\0');
-  const std::array<int32_t, 3> header = {20240520, 1, 4000};
-  std::memcpy(bytes.data(), header.data(), sizeof(header));
-  for (int i = 0; i < header[2]; ++i) bytes += {static_cast<char>(i % 50), '\1'};
-  std::ofstream(folder_ / "a.bin", std::ios::binary) << bytes;
-  const Error unset = failure(2, on("a", "a.bin"));
-  EXPECT_EQ(unset.code(), ExitCode::kUsage);
-  EXPECT_THAT(unset.what(), HasSubstr("their largest id is 305"));
-  const Error small = failure(2, on("b", "a.bin", {"model.vocab_size=305"}));
-  EXPECT_EQ(small.code(), ExitCode::kBadData);
-  EXPECT_THAT(small.what(), HasSubstr("ids up to 305 do not fit the model's vocabulary of 305"));
-  EXPECT_EQ(run(2, on("c", "a.bin", {"model.vocab_size=306"})), ExitCode::kDone);
-}
-
-TEST(RunAndAgree, TellsEveryRankOfOneRanksFailure) {
-  for (ExitCode code : {ExitCode::kUsage, ExitCode::kOutOfSpace}) {
-    test::run_ranks(3, [&](Communicator& communicator) {
-      try {
-        run_and_agree(communicator, [&] {
-          if (communicator.rank() == 1) throw Error(code, "it broke");
-        });
-        ADD_FAILURE() << "rank " << communicator.rank() << " did not learn of it";
-      } catch (const AgreedError& error) {
-        EXPECT_EQ(error.code(), code);
-        EXPECT_THAT(error.what(), HasSubstr("rank 1"));
-        EXPECT_THAT(error.what(), HasSubstr("it broke"));
-      }
-    });
-  }
-}
-
-TEST(RunAndAgree, NamesNoRankWhenAllFailAlike) {
-  test::run_ranks(2, [&](Communicator& communicator) {
-    try {
-      run_and_agree(communicator, [&] { throw Error(ExitCode::kBadData, "no data"); });
-      ADD_FAILURE();
-    } catch (const AgreedError& error) {
-      EXPECT_STREQ(error.what(), "no data");
-    }
-  });
-}
-
-TEST(RunAndAgree, TurnsForeignExceptionsIntoCodes) {
-  test::run_ranks(1, [&](Communicator& communicator) {
-    try {
-      run_and_agree(communicator, [&] { throw std::bad_alloc(); });
-      ADD_FAILURE();
-    } catch (const AgreedError& error) {
-      EXPECT_EQ(error.code(), ExitCode::kOutOfSpace);
-    }
-    try {
-      run_and_agree(communicator, [&] { throw std::logic_error("a bug"); });
-      ADD_FAILURE();
-    } catch (const AgreedError& error) {
-      EXPECT_EQ(error.code(), ExitCode::kInternal);
-    }
-  });
-}
-
-TEST(BroadcastText, CarriesTextsOfAnyLength) {
-  test::run_ranks(3, [&](Communicator& communicator) {
-    for (const std::string& text :
-         {std::string(), std::string("short"), std::string(100000, 'x')}) {
-      EXPECT_EQ(broadcast_text(communicator, "a text", communicator.rank() == 0 ? text : "other"),
-                text);
-    }
-  });
 }
 
 }  // namespace

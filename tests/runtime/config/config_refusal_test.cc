@@ -248,6 +248,7 @@ const std::vector<BrokenRule> kBrokenRules = {
      "train.steps (1000000000)",
      "train.global_batch (1048576)"},
     {{"schedule.warmup_steps=101"}, "schedule.warmup_steps (101)", "train.steps (100)"},
+    {{"run.profile=101"}, "run.profile (101)", "train.steps (100)"},
     {{"schedule.kind=WSD", "schedule.warmup_steps=60", "schedule.decay_fraction=0.5"},
      "schedule.warmup_steps (60)",
      "schedule.decay_fraction (0.5)"},

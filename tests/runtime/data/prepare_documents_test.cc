@@ -167,6 +167,7 @@ TEST_F(Documents, MalformedLinesAreNamed) {
       {"{\"p\": \"a\", \"r\": }", "is not JSON at byte "},
       {"{\"p\": \"a\", \"r\": \"\xff\"}", "is not JSON at byte "},
       {"{\"p\": \"a\"", "is not JSON at byte "},
+      {"{\"p\": \"a\", \"r\": 1e999}", "holds a number that is out of range"},
       {"[1]", "is not a JSON object"},
       {"{\"p\": \"a\"}", "has no field `r`"},
       {"{\"p\": 3, \"r\": \"b\"}", "field `p` is not text"},

@@ -190,6 +190,56 @@ TEST(TextStream, ShowsAnUnfinishedCharacterAtTheEnd) {
   EXPECT_NE(stream.finish().find("\ufffd"), std::string::npos);
 }
 
+/// Tokens are bytes; like Hugging Face's ByteFallback, a run of bytes that is no UTF-8 as a whole
+/// becomes as many replacement characters.
+class FallbackTokenizer final : public ByteTokenizer {
+ public:
+  std::string decode(std::span<const int32_t> tokens) override {
+    const std::string bytes = ByteTokenizer::decode(tokens);
+    const auto continues = [](char c) { return (c & 0xc0) == 0x80; };
+    std::string whole;
+    for (size_t i = 0; i < bytes.size();) {
+      const auto lead = static_cast<unsigned char>(bytes[i]);
+      const size_t size = lead < 0x80 ? 1 : lead < 0xc0 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+      const std::string character = bytes.substr(i, size);
+      if (size == 0 || character.size() < size ||
+          !std::all_of(character.begin() + 1, character.end(), continues)) {
+        std::string replaced;
+        for (size_t k = 0; k < bytes.size(); ++k) replaced += "\ufffd";
+        return replaced;
+      }
+      whole += character;
+      i += size;
+    }
+    return whole;
+  }
+};
+
+TEST(TextStream, NeverBeginsItsContextInsideACharacter) {
+  FallbackTokenizer tokenizer;
+  for (const std::string context : {"ab", "\u65e5\u672c\u8a9e\u65e5\u672c\u8a9e", "x\u65e5"}) {
+    const std::string text =
+        "\u65e5\u672c\u8a9e\u65e5\u672c\u8a9e\u65e5\u672c\u8a9eab\U0001f600\u00ef";
+    const Ids before = encode(tokenizer, context);
+    TextStream stream(tokenizer, before);
+    std::string shown;
+    for (const int32_t id : encode(tokenizer, text)) shown += stream.push(id);
+    EXPECT_EQ(shown + stream.finish(), text) << context;
+  }
+}
+
+TEST(HuggingFaceProgram, ThatIsMissingIsAnErrorOfUse) {
+  DataFolder folder;
+  const char* before = std::getenv("FLASHSHARD_LIBEXEC");
+  const std::string kept = before == nullptr ? "" : before;
+  ::setenv("FLASHSHARD_LIBEXEC", folder.path().c_str(), 1);
+  EXPECT_THAT(error_of([&] { make_tokenizer("hf:" + folder.path().string()); }),
+              AllOf(StartsWith("2: cannot find the tokenizer program"),
+                    HasSubstr("FLASHSHARD_LIBEXEC")));
+  before == nullptr ? ::unsetenv("FLASHSHARD_LIBEXEC")
+                    : ::setenv("FLASHSHARD_LIBEXEC", kept.c_str(), 1);
+}
+
 /// A folder with a tokenizer.json of a few whole words.
 void write_word_tokenizer(const DataFolder& folder, const char* settings) {
   write_file(folder / "tokenizer.json", R"({"version": "1.0", "truncation": null, "padding": null,
