@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/verify.h"
 #include "runtime/data/prepare.h"
 #include "runtime/engine.h"
@@ -29,6 +30,7 @@ namespace {
 
 using ::testing::HasSubstr;
 using test::Runs;
+using test::text;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
   ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
