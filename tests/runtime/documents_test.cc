@@ -80,7 +80,8 @@ TEST_F(Documents, ThroughATokenizerAreWrittenAfterTheDataIsGone) {
   prepare_pairs("pairs", kSentencePiece);
   ASSERT_EQ(run(2, on("a", "pairs", {"train.steps=60"})), ExitCode::kDone);
   std::filesystem::remove_all(folder_ / "pairs");
-  for (const char* checkpoint : {"a", "a/checkpoints/step-00000060", "a/checkpoints/step-00000060//"}) {
+  for (const char* checkpoint :
+       {"a", "a/checkpoints/step-00000060", "a/checkpoints/step-00000060//"}) {
     const WrittenText written = write(checkpoint, "go ");
     EXPECT_THAT(written.text, HasSubstr("out."));
     EXPECT_TRUE(written.ended);
@@ -116,8 +117,8 @@ TEST_F(Documents, StartFromAModelOfTheSameShapeOnly) {
   const std::string from = "model.initialize_from=" + (folder_ / "a").string();
   const Error error = failure(2, config("b", {from, "model.feed_forward_size=96"}));
   EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
-  const Error heads = failure(2, config("d", {from, "model.heads=4", "model.kv_heads=2",
-                                              "model.head_dim=8"}));
+  const Error heads =
+      failure(2, config("d", {from, "model.heads=4", "model.kv_heads=2", "model.head_dim=8"}));
   EXPECT_EQ(heads.code(), ExitCode::kUsage) << "every tensor has the same shape";
   EXPECT_THAT(heads.what(), HasSubstr("another model.heads than this run's"));
   ASSERT_EQ(run(1, config("e", {from, "model.rope_theta=500000", "train.steps=5"})),

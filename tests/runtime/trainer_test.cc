@@ -28,9 +28,9 @@
 namespace flashshard {
 namespace {
 
-using ::testing::HasSubstr;
 using test::Runs;
 using test::text;
+using ::testing::HasSubstr;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
   ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
