@@ -100,7 +100,7 @@ void require_weight(Buffers& buffers, WeightFormat format, int64_t count, const 
 
 WeightFormat checked(const fs_master* call) {
   require_pointer(call, "call");
-  require_struct(call->struct_size, sizeof(fs_master), "fs_master");
+  require_struct(call, call->struct_size, sizeof(fs_master), "fs_master");
   require_enumerator(call->format, FS_FP16, "format");
   require_count(call->count);
   const auto format = static_cast<WeightFormat>(call->format);
@@ -114,7 +114,7 @@ WeightFormat checked(const fs_master* call) {
 
 StateFormat checked(const fs_moments* call) {
   require_pointer(call, "call");
-  require_struct(call->struct_size, sizeof(fs_moments), "fs_moments");
+  require_struct(call, call->struct_size, sizeof(fs_moments), "fs_moments");
   require_enumerator(call->format, FS_STATE_FLASHOPTIM_V1, "format");
   require_enumerator(call->moment, FS_VARIANCE, "moment");
   if (call->format == FS_STATE_FP32) {
@@ -144,7 +144,7 @@ void require_moment(Buffers& buffers, StateFormat format, bool exists, int64_t c
 
 void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
   require_pointer(tensor, "tensor");
-  require_struct(tensor->struct_size, sizeof(fs_tensor), "fs_tensor");
+  require_struct(tensor, tensor->struct_size, sizeof(fs_tensor), "fs_tensor");
   require_enumerator(tensor->weight_format, FS_FP16, "weight_format");
   require_enumerator(tensor->state_format, FS_STATE_FLASHOPTIM_V1, "state_format");
   require_enumerator(tensor->gradient_type, FS_TYPE_FP32, "gradient_type");
@@ -194,7 +194,7 @@ UpdateTensor arguments(const fs_tensor& tensor) {
 
 void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_groups) {
   require_pointer(step, "step");
-  require_struct(step->struct_size, sizeof(fs_step), "fs_step");
+  require_struct(step, step->struct_size, sizeof(fs_step), "fs_step");
   require_enumerator(step->rule, FS_SGDW, "rule");
   require_enumerator(step->rounding, FS_STOCHASTIC, "rounding");
   require_enumerator(step->nesterov, 1, "nesterov");

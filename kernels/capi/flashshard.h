@@ -6,7 +6,8 @@
  * those of docs/numerics.md; results have the same bits on every instruction set.
  *
  * Structs begin with `struct_size`, to be set to sizeof the struct: later versions may append
- * fields. Set the rest to zero first: zero stands for "not given".
+ * fields, which an older library accepts only when they are zero. Set the rest to zero first: zero
+ * stands for "not given".
  */
 #ifndef FLASHSHARD_CAPI_FLASHSHARD_H_
 #define FLASHSHARD_CAPI_FLASHSHARD_H_
