@@ -40,4 +40,11 @@ RunState read_run_state(const std::string& step_folder,
 void read_weights(const std::string& step_folder, std::span<const ParameterSpec> parameters,
                   std::span<const Tensor> weights, FileSystem& file_system = posix_file_system());
 
+/// Fills the weight rows of `views` (ShardedState::shard_views), in the checkpoint's dtype, from a
+/// checkpoint of any world size; states are passed over. Host memory: one whole tensor at a time.
+/// Throws Error(kCheckpoint).
+void read_weight_rows(const std::string& step_folder, std::span<const ParameterSpec> parameters,
+                      std::span<const ShardTensorView> views,
+                      FileSystem& file_system = posix_file_system());
+
 }  // namespace flashshard::checkpoint

@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/verify.h"
 #include "runtime/data/prepare.h"
 #include "runtime/engine.h"
@@ -27,8 +28,8 @@
 namespace flashshard {
 namespace {
 
-using ::testing::HasSubstr;
 using test::Runs;
+using ::testing::HasSubstr;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
   ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
@@ -295,7 +296,7 @@ TEST_F(Runs, RefuseWhatAResumeCannotChange) {
 
 TEST_F(Runs, RefuseOtherDataAtAResume) {
   ASSERT_EQ(run(1, config("a")), ExitCode::kDone);
-  std::ofstream(folder_ / "text.txt") << text(50000);
+  std::ofstream(folder_ / "text.txt") << test::text(50000);
   data::PrepareOptions options;
   options.inputs = {folder_ / "text.txt"};
   options.output = folder_ / "data";
