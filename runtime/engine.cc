@@ -79,6 +79,11 @@ ElementwiseOptions rule_options(const proto::RunConfig& config) {
   return options;
 }
 
+ReductionOrder reduction_order(const proto::ParallelismSection& parallelism) {
+  if (parallelism.order() == proto::ReductionOrder::FLAT) return {};
+  return {.kind = ReductionOrder::Kind::kTwoLevel, .group = parallelism.order_group()};
+}
+
 RopeScaling rope_scaling(const proto::ModelSection& m) {
   using Kind = RopeScaling::Kind;
   return {.kind = m.rope_scaling() == proto::RopeScalingKind::LLAMA3 ? Kind::kLlama3 : Kind::kNone,
@@ -168,6 +173,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   options.bucket_bytes = config.parallelism().bucket_bytes();
   options.clip_norm = config.optimizer().clip_norm();
   options.wire = model_options_.dtype;
+  options.order = reduction_order(config.parallelism());
   optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, gradients_,
                                                   *rule_, options);
   predicted_ = predict(config, communicator.rank(), gradient, shape);
@@ -196,6 +202,7 @@ MemoryTable Engine::predict(const proto::RunConfig& config, int rank, DType grad
   inputs.weight_dtype = model_options_.dtype;
   inputs.gradient_dtype = gradient;
   inputs.wire = model_options_.dtype;
+  inputs.order = reduction_order(config.parallelism());
   inputs.bucket_bytes = config.parallelism().bucket_bytes();
   inputs.activation_bytes = activation_bytes(model_options_, shape);
   inputs.other_bytes = llama_other_bytes(*backend_, model_options_, shape);

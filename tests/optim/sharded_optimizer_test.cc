@@ -63,6 +63,7 @@ struct RunShape {
   WeightFormat weight = WeightFormat::kSplit24;
   DType gradient = DType::kBF16;
   int contributors = 0;  // 0: all
+  int group = 0;         // of TWO_LEVEL; 0: FLAT
   double clip_norm = 1.0;
   int64_t tokens = 10;  // of each contributing rank
 };
@@ -80,6 +81,7 @@ void PrintTo(const RunShape& shape, std::ostream* out) {
        << kWeightNames[static_cast<int>(shape.weight)]
        << (shape.gradient == DType::kFP32 ? ", fp32 gradient" : "");
   if (shape.contributors > 0) *out << ", " << shape.contributors << " contributors";
+  if (shape.group > 0) *out << ", groups of " << shape.group;
 }
 
 bool is_v1(WeightFormat format) {
@@ -104,6 +106,7 @@ class Rank {
     ShardedOptimizerOptions o;
     o.bucket_bytes = setup.bucket_bytes;
     o.clip_norm = setup.clip_norm;
+    if (setup.group > 0) o.order = {ReductionOrder::Kind::kTwoLevel, setup.group};
     o.wire = setup.weight == WeightFormat::kFP32 ? DType::kFP32 : DType::kBF16;
     optimizer_ =
         std::make_unique<ShardedOptimizer>(communicator, ledger_, state_, gradients_, *rule_, o);
@@ -217,10 +220,21 @@ Result run(const RunShape& setup, const Value& value) {
   return result;
 }
 
-/// The left fold over `ranks` ranks in fp32, rounded once to the gradient's type.
-float folded(int step, int ranks, int tensor, int64_t element, bool bf16) {
-  float sum = gradient_value(step, 0, tensor, element);
-  for (int r = 1; r < ranks; ++r) sum += gradient_value(step, r, tensor, element);
+/// The left fold over ranks first .. last - 1 in fp32.
+float left_fold(int step, int first, int last, int tensor, int64_t element) {
+  float sum = gradient_value(step, first, tensor, element);
+  for (int r = first + 1; r < last; ++r) sum += gradient_value(step, r, tensor, element);
+  return sum;
+}
+
+/// The fold over `ranks` ranks, in groups where there are some, rounded once to the gradient's
+/// type.
+float folded(int step, int ranks, int tensor, int64_t element, bool bf16, int group = 0) {
+  const int first = group > 0 ? std::min(group, ranks) : ranks;
+  float sum = left_fold(step, 0, first, tensor, element);
+  for (int r = first; r < ranks; r += group) {
+    sum += left_fold(step, r, std::min(r + group, ranks), tensor, element);
+  }
   return bf16 ? bf16_to_float(float_to_bf16(sum)) : sum;
 }
 
@@ -236,8 +250,9 @@ TEST_P(Zero1, EqualsOneRankWithTheFoldedGradientBitForBit) {
   one.bucket_bytes = 64 << 20;
   one.tokens = setup.tokens * ranks;
   const bool bf16 = setup.gradient == DType::kBF16;
-  const Result reference =
-      run(one, [&](int s, int, int t, int64_t i) { return folded(s, ranks, t, i, bf16); });
+  one.group = 0;
+  const Result reference = run(
+      one, [&](int s, int, int t, int64_t i) { return folded(s, ranks, t, i, bf16, setup.group); });
   ASSERT_LT(reference.last.clip_coefficient, 1.0);
   EXPECT_EQ(sharded.state, reference.state);
   for (const auto& weights : sharded.weights) EXPECT_EQ(weights, reference.weights[0]);
@@ -256,7 +271,9 @@ INSTANTIATE_TEST_SUITE_P(
                  .weight = WeightFormat::kFP32,
                  .gradient = DType::kFP32},
         RunShape{.world_size = 3, .gradient = DType::kFP32},
-        RunShape{.world_size = 4, .contributors = 3},
+        RunShape{.world_size = 4, .contributors = 3}, RunShape{.world_size = 4, .group = 2},
+        RunShape{.world_size = 5, .bucket_bytes = 3000, .group = 2},
+        RunShape{.world_size = 4, .gradient = DType::kFP32, .contributors = 3, .group = 3},
         RunShape{.world_size = 3, .contributors = 1}));
 
 /// Every rule in every format of state, with masters of 24 and 32 bits and none.
