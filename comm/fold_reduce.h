@@ -66,6 +66,9 @@ class FoldReduction {
   /// TWO_LEVEL: waits for the group's slices, folds them and sends the partials, so that these
   /// travel while the caller computes. Nothing to do in FLAT, or when called again.
   void advance(std::string_view what);
+  /// Lets the transport move bytes, without waiting; true when what is in flight has come. Between
+  /// pieces of work this hides a transfer behind them: MPI moves bytes in its own calls only.
+  bool progress() { return exchange_.test(); }
   /// Waits for the slices, naming the wait `what`, and enqueues one fold per output on the backend.
   /// Calls advance() where the caller has not.
   void finish(std::string_view what);

@@ -55,6 +55,9 @@ constexpr std::array kRefusals = {
             "local sums depend on which rank computes which micro-batches",
             "set `parallelism.reduce` EACH",
             [](const Sharding& s) { return s.reproducible && !s.has_accumulator(); }},
+    Refusal{"`parallelism.reproducible` with `parallelism.order` TWO_LEVEL",
+            "groups of ranks decide the order of the sums", "leave `parallelism.order` at FLAT",
+            [](const Sharding& s) { return s.reproducible && s.two_level; }},
     Refusal{"`parallelism.reproducible` with `parallelism.release`",
             "what stands in a bucket, and so what is clipped or skipped together, depends on the "
             "number of ranks",

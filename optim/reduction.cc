@@ -51,6 +51,12 @@ void BucketReducer::start(const Bucket& bucket, const Round& round) {
   if (older.bucket != nullptr) older.reduction.advance(wait_name(*older.bucket));
 }
 
+void BucketReducer::progress() {
+  for (Transfer& transfer : transfers_) {
+    if (transfer.bucket != nullptr) transfer.reduction.progress();
+  }
+}
+
 void BucketReducer::finish() {
   for (size_t i = 0; i < transfers_.size(); ++i) {
     finish_transfer((next_ + i) % transfers_.size());  // the older first: sums have an order

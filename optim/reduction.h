@@ -54,6 +54,8 @@ class BucketReducer {
   /// may be overwritten, unless they are reduced in place. Collective, in the same order on every
   /// rank.
   void start(const Bucket& bucket, const Round& round);
+  /// Lets the transport move bytes, without waiting.
+  void progress();
   /// Finishes what is in flight.
   void finish();
 

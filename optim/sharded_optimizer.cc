@@ -77,6 +77,7 @@ void ShardedOptimizer::begin_pass(bool backward_follows) {
 }
 
 void ShardedOptimizer::before_layer(int layer) {
+  reducer_.progress();
   if (gathered_) gathered_->before_layer(layer);
 }
 

@@ -83,7 +83,7 @@ class ShardedOptimizer {
 
   /// The whole weights that a model reads: fixed addresses.
   std::vector<Tensor> model_weights() const;
-  /// Stage 3's gathers for LayerHooks::before_layer; nothing at other stages.
+  /// Stage 3's gathers for LayerHooks::before_layer; reductions in flight make progress.
   void begin_pass(bool backward_follows);
   void before_layer(int layer);
 

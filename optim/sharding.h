@@ -35,6 +35,7 @@ struct Sharding {
   bool clips = true;  // by `clip`
   ClipMode clip = ClipMode::kGlobal;
   bool skips_buckets = false;  // a non-finite gradient skips its bucket, otherwise the step
+  bool two_level = false;      // ranks are summed in groups first
   bool reproducible = false;   // the bits do not depend on the number of ranks
 
   bool divides_states() const { return stage >= 1; }

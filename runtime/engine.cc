@@ -80,6 +80,11 @@ ElementwiseOptions rule_options(const proto::RunConfig& config) {
   return options;
 }
 
+ReductionOrder reduction_order(const proto::ParallelismSection& parallelism) {
+  if (parallelism.order() == proto::ReductionOrder::FLAT) return {};
+  return {.kind = ReductionOrder::Kind::kTwoLevel, .group = parallelism.order_group()};
+}
+
 RopeScaling rope_scaling(const proto::ModelSection& m) {
   using Kind = RopeScaling::Kind;
   return {.kind = m.rope_scaling() == proto::RopeScalingKind::LLAMA3 ? Kind::kLlama3 : Kind::kNone,
@@ -172,6 +177,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   ShardedOptimizerOptions options;
   options.clip_norm = config.optimizer().clip_norm();
   options.wire = model_options_.dtype;
+  options.order = reduction_order(config.parallelism());
   optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
                                                   *rule_, options);
   model_->bind(optimizer_->model_weights(), gradients_->local());
@@ -191,6 +197,7 @@ MemoryTable Engine::predict(const proto::RunConfig& config, int rank,
   LedgerInputs inputs;
   inputs.format = gradients_->format();
   inputs.wire = model_options_.dtype;
+  inputs.order = reduction_order(config.parallelism());
   inputs.bucket_bytes = config.parallelism().bucket_bytes();
   inputs.activation_bytes = activation_bytes(model_options_, shape);
   inputs.other_bytes = llama_other_bytes(*backend_, model_options_, shape);

@@ -31,6 +31,7 @@ Sharding sharding_of(const proto::RunConfig& config) {
   sharding.clips = config.optimizer().clip_norm() > 0;
   sharding.clip = clip_mode(config.optimizer());
   sharding.skips_buckets = config.optimizer().skip_scope() == proto::SkipScope::BUCKET;
+  sharding.two_level = p.order() == proto::ReductionOrder::TWO_LEVEL;
   sharding.reproducible = p.reproducible();
   return sharding;
 }

@@ -220,6 +220,16 @@ Violation flashoptim_rounds_to_nearest(const proto::RunConfig& config) {
          "codes are defined by it";
 }
 
+Violation two_level_has_groups(const proto::RunConfig& config) {
+  const auto& parallelism = config.parallelism();
+  const bool two_level = parallelism.order() == proto::ReductionOrder::TWO_LEVEL;
+  if (two_level ? parallelism.order_group() >= 2 : parallelism.order_group() == 0) return {};
+  return fmt::format("parallelism.order {} needs parallelism.order_group {}, not {}",
+                     proto::ReductionOrder::Value_Name(parallelism.order()),
+                     two_level ? "2 or more (groups of one are FLAT with fp32 on the wire)" : "0",
+                     parallelism.order_group());
+}
+
 Violation fp32_model_has_fp32_state(const proto::RunConfig& config) {
   if (config.model().dtype() != proto::WeightType::FP32 ||
       config.optimizer().state() == proto::OptimizerState::FP32) {
@@ -281,6 +291,8 @@ constexpr std::array kRules = {
     FieldRule{"`optimizer.state_format` FLASHOPTIM_V1 needs `optimizer.rounding` NEAREST, which is "
               "then the default.",
               flashoptim_rounds_to_nearest},
+    FieldRule{"`parallelism.order` TWO_LEVEL needs `parallelism.order_group` 2 or more, FLAT 0.",
+              two_level_has_groups},
     FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32.", fp32_model_has_fp32_state},
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
               "default.",

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "optim/legality.h"
@@ -16,25 +17,38 @@ namespace {
 
 using namespace test;
 
-/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: the left fold over
-/// micro-batches, or over ranks of what each has summed and rounded for the wire.
+/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded for
+/// the wire.
+float contribution(const RunShape& setup, int step, int64_t k, int rank, int tensor,
+                   int64_t element) {
+  const auto value = [&](int64_t m) { return gradient_value(step, m, tensor, element); };
+  const int64_t ranks = setup.world_size;
+  if (!setup.sharding.local_sums) return value(k * ranks + rank);
+  float sum = value(rank);
+  for (int64_t m = rank + ranks; m < setup.all_micro_batches(); m += ranks) sum += value(m);
+  const bool rounds = ranks > 1 && setup.model() == DType::kBF16;
+  return rounds ? bf16_to_float(float_to_bf16(sum)) : sum;
+}
+
+/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a left
+/// fold over ranks, or over the left folds of groups of ranks.
 float folded(const RunShape& setup, int step, int tensor, int64_t element) {
   const int64_t count = setup.all_micro_batches();
-  const auto value = [&](int64_t m) { return gradient_value(step, m, tensor, element); };
-  const bool by_rank = setup.sharding.local_sums;
-  const int64_t terms = by_rank ? setup.world_size : count;
-  float sum = 0;
-  for (int64_t term = 0; term < terms; ++term) {
-    float one = value(term);
-    if (by_rank) {
-      for (int64_t m = term + setup.world_size; m < count; m += setup.world_size) one += value(m);
-      if (setup.world_size > 1 && setup.model() == DType::kBF16) {
-        one = bf16_to_float(float_to_bf16(one));
+  const int group = std::max(setup.group, 1);
+  std::optional<float> sum;
+  for (int64_t k = 0; k * setup.world_size < count; ++k) {
+    const auto ranks = static_cast<int>(std::min<int64_t>(
+        setup.world_size, count - k * setup.world_size));
+    for (int first = 0; first < ranks; first += group) {
+      float partial = contribution(setup, step, k, first, tensor, element);
+      for (int r = first + 1; r < std::min(first + group, ranks); ++r) {
+        partial += contribution(setup, step, k, r, tensor, element);
       }
+      sum = sum ? *sum + partial : partial;
     }
-    sum = term == 0 ? one : sum + one;
+    if (setup.sharding.local_sums) break;
   }
-  return sum;
+  return *sum;
 }
 
 /// One rank at stage 1 that is given the whole sum.
@@ -44,6 +58,7 @@ RunShape alone(const RunShape& setup) {
   one.micro_batches = 1;
   one.bucket_bytes = 64 << 20;
   one.tokens = setup.tokens * setup.all_micro_batches();
+  one.group = 0;
   one.sharding = {};
   one.sharding.clips = setup.sharding.clips;
   one.sharding.clip = setup.sharding.clip;
@@ -112,6 +127,18 @@ INSTANTIATE_TEST_SUITE_P(
                  .micro_batches = 7},
         RunShape{.world_size = 4, .micro_batches = 3},
         RunShape{.world_size = 3, .sharding = {.stage = 0}, .micro_batches = 1},
+        RunShape{.world_size = 4, .group = 2},
+        RunShape{.world_size = 5, .bucket_bytes = 3000, .sharding = {.stage = 3}, .group = 2},
+        RunShape{.world_size = 4,
+                 .sharding = {.local_sums = true},
+                 .micro_batches = 8,
+                 .group = 3},
+        RunShape{.world_size = 5,
+                 .bucket_bytes = 3000,
+                 .sharding = {.stage = 2, .reduce = ReduceTime::kEach},
+                 .micro_batches = 12,
+                 .group = 2},
+        RunShape{.world_size = 4, .micro_batches = 3, .group = 3},
         RunShape{.world_size = 3, .bucket_bytes = 100, .sharding = {.stage = 2}},
         RunShape{.world_size = 4, .sharding = {.stage = 3}, .micro_batches = 3}));
 

@@ -71,6 +71,7 @@ struct RunShape {
   double clip_norm = 1.0;
   int64_t tokens = 10;  // of a micro-batch
   bool tied = false;
+  int group = 0;  // of TWO_LEVEL; 0: FLAT
   int steps = 3;
 
   DType model() const { return weight == WeightFormat::kFP32 ? DType::kFP32 : DType::kBF16; }
@@ -95,6 +96,7 @@ inline void PrintTo(const RunShape& shape, std::ostream* out) {
        << kRuleNames[static_cast<int>(shape.rule)] << (shape.beta1 == 0 ? " without momentum" : "")
        << ", state " << kStateNames[static_cast<int>(shape.state)] << ", weights "
        << kWeightNames[static_cast<int>(shape.weight)] << (shape.tied ? ", tied" : "");
+  if (shape.group > 0) *out << ", groups of " << shape.group;
 }
 
 inline bool is_v1(WeightFormat format) {
@@ -117,6 +119,7 @@ class Rank {
     ShardedOptimizerOptions o;
     o.clip_norm = setup.sharding.clips ? setup.clip_norm : 0;
     o.wire = setup.model();
+    if (setup.group > 0) o.order = {ReductionOrder::Kind::kTwoLevel, setup.group};
     optimizer_ =
         std::make_unique<ShardedOptimizer>(communicator, ledger_, state_, gradients_, *rule_, o);
     optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {

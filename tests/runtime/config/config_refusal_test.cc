@@ -61,7 +61,7 @@ INSTANTIATE_TEST_SUITE_P(
         WrongName{"train.learning_rate", "train { learning_rate: 1 }", "optimizer.learning_rate"},
         WrongName{"data.warmup_step", "data { warmup_step: 1 }", "schedule.warmup_steps"},
         WrongName{"checkpoint.Keep_Last", "checkpoint { Keep_Last: 1 }", "checkpoint.keep_last"},
-        WrongName{"parallelism.shard_group", "parallelism { shard_group: 1 }", ""},
+        WrongName{"parallelism.groups_of_order", "parallelism { groups_of_order: 1 }", ""},
         WrongName{"model.xyzzyxyzzy", "model { xyzzyxyzzy { a: 1 } }", ""}));
 
 TEST(UnknownFieldTest, IsReportedWhereItsNameStands) {
@@ -273,6 +273,10 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"optimizer.state_format=FLASHOPTIM_V1", "optimizer.rounding=STOCHASTIC"},
      "optimizer.state_format FLASHOPTIM_V1",
      "optimizer.rounding NEAREST"},
+    {{"parallelism.order=TWO_LEVEL"},
+     "parallelism.order TWO_LEVEL",
+     "parallelism.order_group 2 or more"},
+    {{"parallelism.order_group=8"}, "parallelism.order FLAT", "parallelism.order_group 0, not 8"},
     {{"model.dtype=FP32"}, "model.dtype FP32", "optimizer.state FP32"},
     {{"model.dtype=FP32", "optimizer.state=FP32", "optimizer.master_weight_bits=24"},
      "model.dtype FP32",
@@ -315,6 +319,8 @@ TEST(FieldRuleTest, AllowsTheLimitItself) {
             "accepted");
   EXPECT_EQ(refused_override({"optimizer.beta1=0", "optimizer.clip_norm=0",
                               "optimizer.weight_decay=0", "optimizer.learning_rate=100"}),
+            "accepted");
+  EXPECT_EQ(refused_override({"parallelism.order=TWO_LEVEL", "parallelism.order_group=2"}),
             "accepted");
   EXPECT_EQ(refused_override({"parallelism.bucket_bytes=4096", "schedule.final_fraction=1"}),
             "accepted");
