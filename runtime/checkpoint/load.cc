@@ -15,14 +15,6 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data), tensor.bytes()};
 }
 
-void require_world_size(const CheckpointReader& reader, int running) {
-  const int saved = reader.manifest().schema.layout.world_size();
-  if (saved == running) return;
-  throw Error(ExitCode::kCheckpoint,
-              fmt::format("this checkpoint was saved by {} ranks, the run has {}", saved, running),
-              reader.folder(), fmt::format("start it with {} ranks", saved));
-}
-
 std::vector<RowsWanted> wanted_by_views(std::span<const ShardTensorView> views) {
   std::vector<RowsWanted> wanted;
   size_t state = 0;
@@ -58,7 +50,6 @@ RunState load(const LoadRequest& request, Communicator& communicator) {
   LogicalHash loaded;
   const auto outcome = outcome_of([&] {
     reader.emplace(request.step_folder, *request.file_system);
-    require_world_size(*reader, request.layout->world_size());
     require_same_tensors(reader->manifest().schema, schema_of(*request.layout, request.views),
                          request.step_folder);
     std::vector<RowsWanted> wanted = wanted_by_views(request.views);
