@@ -28,8 +28,8 @@
 namespace flashshard {
 namespace {
 
-using ::testing::HasSubstr;
 using test::Runs;
+using ::testing::HasSubstr;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
   ASSERT_EQ(run(2, config("a")), ExitCode::kDone);
