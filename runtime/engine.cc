@@ -1,10 +1,11 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
-#include "kernels/numerics/bf16.h"
-#include "runtime/checkpoint/load.h"
+#include "runtime/agreement.h"
+#include "runtime/checkpoint/master_reader.h"
 #include "runtime/metrics/process_memory.h"
 
 namespace flashshard {
@@ -209,21 +210,30 @@ void Engine::initialize(uint64_t seed) {
   });
 }
 
-void Engine::read_weights(const std::string& step_folder) {
-  std::vector<Tensor> weights;
-  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
-  checkpoint::read_weights(step_folder, layout_->parameters(), weights);
-}
-
-void Engine::restart_from_weights() {
-  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
-    const Tensor weight = state_->weight(tensor).row_range(rows.first, rows.count);
-    if (weight.dtype == DType::kFP32) {
-      std::copy_n(weight.as<float>(), out.size(), out.begin());
-    } else {
-      std::transform(weight.as<uint16_t>(), weight.as<uint16_t>() + out.size(), out.begin(),
-                     bf16_to_float);
+void Engine::start_from_weights(const std::string& step_folder, Communicator& communicator) {
+  std::optional<checkpoint::CheckpointReader> reader;
+  std::optional<checkpoint::MasterReader> masters;
+  const auto host = make_cpu_backend({.threads = 1});
+  run_and_agree(communicator, [&] {
+    const checkpoint::Schema& saved = reader.emplace(step_folder).manifest().schema;
+    checkpoint::require_same_shapes(saved, layout_->parameters(), step_folder);
+    for (int t = 0; t < layout_->tensors(); ++t) {
+      checkpoint::require_weight_dtype(saved, t, model_options_.dtype, step_folder);
     }
+    masters.emplace(*reader, *host);
+  });
+  // The initialization is collective: a rank whose file fails goes through it to the vote.
+  std::optional<Failure> failure;
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> values) {
+    std::ranges::fill(values, 0.0f);
+    if (failure) return;
+    failure =
+        outcome_of([&] { masters->read(tensor, rows, checkpoint::WeightValue::kMaster, values); });
+  });
+  agree(communicator, failure);
+  const checkpoint::LogicalHash read = all_reduce(masters->hash(), communicator);
+  run_and_agree(communicator, [&] {
+    checkpoint::require_weights_of(*reader, read, checkpoint::WeightValue::kMaster);
   });
 }
 

@@ -44,7 +44,7 @@ ExitCode hash(const CheckpointArguments& arguments) {
   return ExitCode::kDone;
 }
 
-ExitCode reshard(const checkpoint::ReshardRequest& request) {
+ExitCode run_reshard(const checkpoint::ReshardRequest& request) {
   const checkpoint::ReshardResult result = checkpoint::reshard(request);
   for (const std::string& warning : result.warnings) {
     fmt::print(stderr, "warning: {}\n", warning);
@@ -99,7 +99,7 @@ void add_reshard(CLI::App& app, Action& action) {
   command->footer(
       "A run resumes at any number of ranks without it.\n"
       "Example:\n  flashshard reshard runs/quickstart --ranks 8 --output runs/for-8/checkpoints");
-  command->callback([request, &action] { action = [request] { return reshard(*request); }; });
+  command->callback([request, &action] { action = [request] { return run_reshard(*request); }; });
 }
 
 }  // namespace flashshard::launch

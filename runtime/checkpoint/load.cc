@@ -30,14 +30,7 @@ void append_weights(const Schema& saved, std::span<const Tensor> weights, const 
   for (size_t t = 0; t < weights.size(); ++t) {
     const int tensor = static_cast<int>(t);
     const ParameterSpec& parameter = saved.layout.parameter(tensor);
-    if (weights[t].dtype != saved.state(tensor, 0).dtype) {
-      throw Error(
-          ExitCode::kCheckpoint,
-          fmt::format("tensor {}: the weight is {}, the run has {}", in_quotes(parameter.name),
-                      safetensors_dtype(saved.state(tensor, 0).dtype),
-                      safetensors_dtype(weights[t].dtype)),
-          where, "use the model.dtype that it was saved with");
-    }
+    require_weight_dtype(saved, tensor, weights[t].dtype, where);
     wanted.push_back({tensor, 0, {0, parameter.rows}, bytes_of(weights[t])});
   }
 }

@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/inspect.h"
 #include "runtime/checkpoint/verify.h"
 #include "runtime/data/prepare.h"
@@ -29,6 +30,7 @@ namespace flashshard {
 namespace {
 
 using test::Runs;
+using test::text;
 using ::testing::HasSubstr;
 
 TEST_F(Runs, LearnAndLeaveEverythingAPersonNeeds) {
