@@ -1,10 +1,11 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
-#include "kernels/numerics/bf16.h"
-#include "runtime/checkpoint/load.h"
+#include "runtime/agreement.h"
+#include "runtime/checkpoint/master_reader.h"
 #include "runtime/config/sharding_options.h"
 #include "runtime/metrics/process_memory.h"
 
@@ -220,19 +221,30 @@ LossResult Engine::evaluate(const MicroBatchView* batch) {
   return {};
 }
 
-void Engine::read_weights(const std::string& step_folder) {
-  checkpoint::read_weight_rows(step_folder, layout_->parameters(), state_->shard_views());
-}
-
-void Engine::restart_from_weights() {
-  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
-    const Tensor weight = state_->weight_rows(tensor, rows);
-    if (weight.dtype == DType::kFP32) {
-      std::copy_n(weight.as<float>(), out.size(), out.begin());
-    } else {
-      std::transform(weight.as<uint16_t>(), weight.as<uint16_t>() + out.size(), out.begin(),
-                     bf16_to_float);
+void Engine::start_from_weights(const std::string& step_folder, Communicator& communicator) {
+  std::optional<checkpoint::CheckpointReader> reader;
+  std::optional<checkpoint::MasterReader> masters;
+  const auto host = make_cpu_backend({.threads = 1});
+  run_and_agree(communicator, [&] {
+    const checkpoint::Schema& saved = reader.emplace(step_folder).manifest().schema;
+    checkpoint::require_same_shapes(saved, layout_->parameters(), step_folder);
+    for (int t = 0; t < layout_->tensors(); ++t) {
+      checkpoint::require_weight_dtype(saved, t, model_options_.dtype, step_folder);
     }
+    masters.emplace(*reader, *host);
+  });
+  // The initialization is collective: a rank whose file fails goes through it to the vote.
+  std::optional<Failure> failure;
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> values) {
+    std::ranges::fill(values, 0.0f);
+    if (failure) return;
+    failure =
+        outcome_of([&] { masters->read(tensor, rows, checkpoint::WeightValue::kMaster, values); });
+  });
+  agree(communicator, failure);
+  const checkpoint::LogicalHash read = all_reduce(masters->hash(), communicator);
+  run_and_agree(communicator, [&] {
+    checkpoint::require_weights_of(*reader, read, checkpoint::WeightValue::kMaster);
   });
 }
 

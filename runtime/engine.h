@@ -60,11 +60,10 @@ class Engine {
   /// 3.
   LossResult evaluate(const MicroBatchView* batch);
 
-  /// This rank's rows of the weights from a checkpoint of any world size. Throws
-  /// Error(kCheckpoint): damaged, other shapes, another dtype. restart_from_weights() must follow.
-  void read_weights(const std::string& step_folder);
-  /// Takes the weights as masters, with fresh states. Collective.
-  void restart_from_weights();
+  /// Takes the master weights of a checkpoint of any world size, with fresh states; each rank reads
+  /// the rows that it owns. Collective; throws AgreedError(kCheckpoint): damaged, other shapes,
+  /// another dtype.
+  void start_from_weights(const std::string& step_folder, Communicator& communicator);
 
  private:
   std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);

@@ -29,6 +29,16 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& 
   return data::parse_identity(recorded->second);
 }
 
+std::filesystem::path tokenizer_folder(const std::string& step_folder,
+                                       const std::string& data_path) {
+  // run.dir/checkpoints/step-N, unless somebody has moved it.
+  std::error_code ignored;
+  std::filesystem::path step = std::filesystem::weakly_canonical(step_folder, ignored);
+  if (!step.has_filename()) step = step.parent_path();
+  const auto beside = step.parent_path().parent_path() / "tokenizer";
+  return std::filesystem::is_directory(beside, ignored) ? beside : std::filesystem::path(data_path);
+}
+
 void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,
                             const data::DatasetManifest& data) {
   const auto recorded = tokenizer_of(run);
@@ -155,12 +165,11 @@ void RunCheckpoint::start_from(const std::string& argument, const data::DatasetM
     const checkpoint::RunState saved = checkpoint::read_run_state(path);
     require_same_tokenizer(saved, path, data);
     require_same_model(saved, path);
-    engine_.read_weights(path);
     if (communicator_.rank() == 0) {
       reporter_.info(fmt::format("starts with the weights of {}, step {}", path, saved.step));
     }
   });
-  engine_.restart_from_weights();
+  engine_.start_from_weights(path, communicator_);
 }
 
 void RunCheckpoint::require_same_model(const checkpoint::RunState& saved,

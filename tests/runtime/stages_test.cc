@@ -202,14 +202,17 @@ TEST_F(Reproducible, RunsHaveTheSameBitsOnAnyNumberOfRanks) {
   }
 }
 
-TEST_F(Reproducible, RunsThatAreStoppedGoOnToTheSameBits) {
+TEST_F(Reproducible, RunsThatAreStoppedGoOnOnOtherNumbersOfRanksToTheSameBits) {
   const std::string reference = trained("1", 1, settings(1));
   std::filesystem::create_directories(folder_ / "parts");
   std::ofstream(folder_ / "parts" / "stop") << "";
   ASSERT_EQ(run(4, short_config("parts", settings(3))), ExitCode::kStopped);
   ASSERT_EQ(metrics("parts").size(), 1u);
-  ASSERT_EQ(run(4, short_config("parts", settings(2))), ExitCode::kDone);
+  std::ofstream(folder_ / "parts" / "stop") << "";
+  ASSERT_EQ(run(2, short_config("parts", settings(2))), ExitCode::kStopped);
+  ASSERT_EQ(run(3, short_config("parts", settings(0))), ExitCode::kDone);
   EXPECT_EQ(hash("parts"), reference);
+  expect_same_metrics("1", "parts");
 }
 
 TEST_F(Reproducible, RunsAreNotResumedWhereTheirBitsWouldChange) {
