@@ -55,13 +55,7 @@ std::unique_ptr<data::Tokenizer> TrainedModel::open_tokenizer() const {
     throw Error(ExitCode::kUsage, "the checkpoint does not name its tokenizer", path_,
                 "name it with --tokenizer");
   }
-  // CKPT is run.dir/checkpoints/step-N, unless somebody has moved it.
-  std::error_code ignored;
-  std::filesystem::path step = std::filesystem::weakly_canonical(path_, ignored);
-  if (!step.has_filename()) step = step.parent_path();
-  const auto beside = step.parent_path().parent_path() / "tokenizer";
-  return data::open_tokenizer(
-      *identity, std::filesystem::is_directory(beside, ignored) ? beside.string() : data_path_);
+  return data::open_tokenizer(*identity, tokenizer_folder(path_, data_path_));
 }
 
 }  // namespace flashshard

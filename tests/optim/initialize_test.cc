@@ -36,9 +36,9 @@ Fresh initialized_on(int world_size) {
     options.hyper.beta1 = 0;
     const auto rule = make_elementwise_rule(*backend, options);
     const ShardLayout layout({table}, {unit_rows_of(*rule, table)}, world_size);
-    ShardedState state(ledger, layout, *rule, communicator.rank(), DType::kBF16);
-    const std::vector<Tensor> gradients = {
-        ledger.tensor(MemoryClass::kGradients, DType::kBF16, {kRows, kCols})};
+    ShardedState state(ledger, layout, *rule, communicator.rank(), DType::kBF16, {});
+    const BucketPlan plan(layout, int64_t{64} << 20, 2);
+    Gradients gradients(ledger, plan, communicator.rank(), {});
     ShardedOptimizer optimizer(communicator, ledger, state, gradients, *rule, {});
     int64_t largest = 0;
     int calls = 0;
@@ -51,7 +51,7 @@ Fresh initialized_on(int world_size) {
       ++calls;
     });
     if (communicator.rank() != 0) return;
-    const auto* weight = state.weight(0).as<uint16_t>();
+    const auto* weight = optimizer.model_weights()[0].as<uint16_t>();
     fresh = {{weight, weight + kRows * kCols}, largest, calls};
   });
   return fresh;
