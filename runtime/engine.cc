@@ -127,6 +127,12 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
   return options;
 }
 
+AttentionScope attention_scope(const proto::RunConfig& config) {
+  return config.train().attention() == proto::AttentionScopeKind::DOCUMENT
+             ? AttentionScope::kDocument
+             : AttentionScope::kSequence;
+}
+
 bool accumulates(const proto::RunConfig& config, int world_size) {
   return config.train().global_batch() / config.train().micro_batch() > world_size;
 }
@@ -148,7 +154,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining, recompute(config)};
+                              ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_elementwise_rule(*backend_, rule_options(config));
   layout_ = std::make_unique<ShardLayout>(

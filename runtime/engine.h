@@ -23,6 +23,9 @@ namespace flashshard {
 /// model.vocab_size 0. Throws Error(kUsage).
 LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_size);
 
+/// What a token attends to in a run.
+AttentionScope attention_scope(const proto::RunConfig& config);
+
 /// Some rank sums several micro-batches of a step locally: their M = global_batch / micro_batch
 /// exceed the ranks.
 bool accumulates(const proto::RunConfig& config, int world_size);

@@ -16,6 +16,7 @@ struct EvaluationRequest {
   int64_t micro_batch = 1;      // sequences at once; at most what the model was made for
   int64_t sequence_length = 0;  // tokens
   int64_t most_sequences = 0;   // 0: the whole split
+  AttentionScope attention = AttentionScope::kSequence;  // as the model was trained
 };
 
 struct Evaluation {
@@ -31,7 +32,7 @@ struct Evaluation {
 };
 
 /// Collective: rank r takes micro-batches r, r + N, ...; sums are added in rank order. Throws
-/// Error(kBadData).
+/// Error(kBadData), also for data without documents where attention stays within them.
 Evaluation evaluate(Communicator& communicator, Model& model, const data::TokenDataset& dataset,
                     const EvaluationRequest& request);
 

@@ -32,6 +32,8 @@ class TrainedModel {
   int64_t step() const { return run_.step; }
   /// Sequences that the model takes at once.
   int64_t batch() const { return batch_; }
+  /// What a token attended to in training, and should in an evaluation.
+  AttentionScope attention() const { return attention_; }
   /// Throws Error(kUsage) when text of another vocabulary is to be read.
   void require_vocabulary(int64_t vocab_size) const;
   /// The same, and text of another tokenizer.
@@ -46,6 +48,7 @@ class TrainedModel {
   std::string data_path_;
   checkpoint::RunState run_;
   int64_t batch_ = 1;
+  AttentionScope attention_ = AttentionScope::kSequence;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;
   std::unique_ptr<Llama> model_;

@@ -198,9 +198,9 @@ ExitCode Trainer::run() {
   prefetch.sequences = config_.train().micro_batch();
   prefetch.sequence_length = config_.train().sequence_length();
   prefetch.schedule = *micro_batches_;
-  prefetch.fill = [this](int64_t first, int64_t count, std::span<int32_t> inputs,
-                         std::span<int32_t> targets) {
-    sampler_->fill(first, count, inputs, targets);
+  prefetch.document_starts = attention_scope(config_) == AttentionScope::kDocument;
+  prefetch.fill = [this](int64_t first, int64_t count, const data::SequenceBuffers& buffers) {
+    sampler_->fill(first, count, buffers);
   };
   if (last()) {
     reporter_.info(
@@ -222,6 +222,10 @@ void Trainer::open_data() {
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
   require_vocabulary();
+  if (attention_scope(config_) == AttentionScope::kDocument) {
+    train_data_->require_documents();
+    if (validation_data_) validation_data_->require_documents();
+  }
   // Resolved here and saved with the run: a trained model must know its vocabulary without the
   // data.
   if (config_.model().vocab_size() == 0) {
@@ -320,9 +324,10 @@ StepReport Trainer::compute_gradients() {
       optimizer.layer_ready(layer);
       reduce_ms += reduction.milliseconds();
     };
-    const LossResult loss = engine_->forward_backward(
-        {batch.inputs, batch.targets, batch.sequences, config_.train().sequence_length()}, hooks,
-        k == 0);
+    const LossResult loss =
+        engine_->forward_backward({batch.inputs, batch.targets, batch.sequences,
+                                   config_.train().sequence_length(), batch.document_starts},
+                                  hooks, k == 0);
     own.loss_sum += loss.loss_sum;
     own.tokens += loss.token_count;
     own.forward_ms += forward_ms;
@@ -439,7 +444,7 @@ void Trainer::count_skip(const StepOutcome& outcome) {
 std::optional<double> Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
-                                  config_.train().validation_sequences()};
+                                  config_.train().validation_sequences(), attention_scope(config_)};
   const Evaluation result = evaluate(communicator_, engine_->model(), *validation_data_, request);
   if (result.tokens == 0) {
     reporter_.warning("no token of the validation's sequences counts in the loss");
