@@ -1,7 +1,6 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "kernels/numerics/bf16.h"
 #include "runtime/checkpoint/load.h"
@@ -137,19 +136,10 @@ bool accumulates(const proto::RunConfig& config, int world_size) {
   return config.train().global_batch() / config.train().micro_batch() > world_size;
 }
 
-int threads_of(const proto::RunConfig& config, const Communicator& communicator) {
-  if (config.run().threads() > 0) return config.run().threads();
-  int on_this_host = 0;
-  for (int r = 0; r < communicator.world_size(); ++r) {
-    on_this_host += communicator.host(r) == communicator.host(communicator.rank()) ? 1 : 0;
-  }
-  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::max(1, cores / on_this_host);
-}
-
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
-      backend_(make_backend(config, threads_of(config, communicator))),
+      threads_(settle_threads(config, share_processors(communicator))),
+      backend_(make_backend(config, threads_.threads)),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
       model_options_(llama_options(config, data_vocab_size)),
       accumulates_(accumulates(config, communicator.world_size())) {

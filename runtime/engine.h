@@ -16,6 +16,7 @@
 #include "optim/sharded_state.h"
 #include "proto/run.pb.h"
 #include "runtime/model/llama.h"
+#include "runtime/thread_placement.h"
 
 namespace flashshard {
 
@@ -30,14 +31,10 @@ AttentionScope attention_scope(const proto::RunConfig& config);
 /// exceed the ranks.
 bool accumulates(const proto::RunConfig& config, int world_size);
 
-/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least
-/// one).
-int threads_of(const proto::RunConfig& config, const Communicator& communicator);
-
 class Engine {
  public:
-  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage,
-  /// kOutOfSpace).
+  /// Allocates everything a step will need and settles the calling thread (thread_placement.h).
+  /// `config` is resolved. Collective. Throws Error(kUsage, kOutOfSpace).
   Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
 
   Backend& backend() { return *backend_; }
@@ -52,6 +49,8 @@ class Engine {
 
   const MemoryTable& tagged() const { return ledger_->tagged(); }
   const MemoryTable& predicted() const { return predicted_; }
+  /// Where this rank computes.
+  const ThreadPlacement& threads() const { return threads_; }
   /// Resident bytes before the first arena: what growth is measured from.
   int64_t resident_before() const { return resident_before_; }
 
@@ -76,6 +75,7 @@ class Engine {
                       const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
+  ThreadPlacement threads_;
   TracedBackend* traced_backend_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;

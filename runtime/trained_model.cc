@@ -13,14 +13,16 @@
 
 namespace flashshard {
 
-TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use)
-    : path_(checkpoint::resolve(checkpoint)), run_(checkpoint::read_run_state(path_)) {
+TrainedModel::TrainedModel(const std::string& checkpoint, Communicator& communicator, Use use)
+    : share_(share_processors(communicator)),
+      path_(checkpoint::resolve(checkpoint)),
+      run_(checkpoint::read_run_state(path_)) {
   const proto::RunConfig config = parse_run_config(run_.config, path_ + ": its configuration", {});
   data_path_ = config.data().path();
   const LlamaOptions options = llama_options(config, 0);
   attention_ = attention_scope(config);
   batch_ = use == Use::kBatches ? config.train().micro_batch() : 1;
-  backend_ = make_cpu_backend({threads_of(config, communicator)});
+  backend_ = make_cpu_backend({settle_threads(config, share_).threads});
   ledger_ = std::make_unique<MemoryLedger>(*backend_);
   const ActivationUse activations =
       use == Use::kBatches ? ActivationUse::kInference : ActivationUse::kGeneration;

@@ -14,6 +14,7 @@
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/data/dataset_manifest.h"
 #include "runtime/model/llama.h"
+#include "runtime/thread_placement.h"
 
 namespace flashshard {
 
@@ -23,9 +24,9 @@ class TrainedModel {
   enum class Use : uint8_t { kBatches, kText };
 
   /// `checkpoint`: a step folder, a checkpoints folder or a run's folder (the newest complete).
-  /// Throws Error(kUsage, kCheckpoint, kOutOfSpace). The communicator only tells how many ranks
-  /// share this host's cores.
-  TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use);
+  /// Settles the calling thread (thread_placement.h). Collective, and nothing is asked of the other
+  /// ranks after the first error. Throws Error(kUsage, kCheckpoint, kOutOfSpace).
+  TrainedModel(const std::string& checkpoint, Communicator& communicator, Use use);
 
   Model& model() { return *model_; }
   const std::string& path() const { return path_; }
@@ -44,6 +45,7 @@ class TrainedModel {
   std::unique_ptr<data::Tokenizer> open_tokenizer() const;
 
  private:
+  ProcessorShare share_;  // first: ranks compare before anything can fail
   std::string path_;
   std::string data_path_;
   checkpoint::RunState run_;

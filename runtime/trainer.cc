@@ -289,6 +289,7 @@ void Trainer::announce() {
   summary.global_batch = config_.train().global_batch();
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
+  reporter_.info(engine_->threads().text);
   report_memory(true);
   if (const auto device = visible_cuda_device()) {
     reporter_.info(fmt::format("{} is visible; this version computes on the CPU", device->name));
