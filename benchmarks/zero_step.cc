@@ -1,11 +1,12 @@
 // A ZeRO step with made-up gradients: the sharding layer alone, at sizes whose forward and backward
-// would take this machine days. Shows bytes per parameter by class over all ranks, the update beside
-// the memory's speed and, over a link of stated speed, how much of the communication backward hides.
+// would take this machine days. Shows bytes per parameter by class over all ranks, the update
+// beside the memory's speed and, over a link of stated speed, how much of the communication
+// backward hides.
 //
-//   build/benchmarks/zero_step                                     # 1e9 parameters, stage 3, 2 ranks
-//   build/benchmarks/zero_step --release
-//   mpirun -n 2 build/benchmarks/zero_step --stage 2
-//   build/benchmarks/zero_step --hidden 256 --layers 8 --vocabulary 256 --backward-ms 100 --communication 0.5
+//   build/benchmarks/zero_step                                     # 1e9 parameters, stage 3, 2
+//   ranks build/benchmarks/zero_step --release mpirun -n 2 build/benchmarks/zero_step --stage 2
+//   build/benchmarks/zero_step --hidden 256 --layers 8 --vocabulary 256 --backward-ms 100
+//   --communication 0.5
 //
 // Ranks are threads of this process, or mpirun's. A layer's computation is a sleep: what it costs
 // belongs to a device that works while the host communicates.
@@ -94,8 +95,9 @@ class Training {
   Training(Communicator& communicator, const Settings& settings)
       : settings_(settings),
         communicator_(communicator),
-        backend_(make_cpu_backend({std::max(
-            1, static_cast<int>(std::thread::hardware_concurrency()) / communicator.world_size())})),
+        backend_(
+            make_cpu_backend({std::max(1, static_cast<int>(std::thread::hardware_concurrency()) /
+                                              communicator.world_size())})),
         ledger_(*backend_),
         rule_(make_elementwise_rule(*backend_, {})),
         layout_(parameters(settings), units(), communicator.world_size()),
@@ -107,7 +109,8 @@ class Training {
     std::mt19937 random(static_cast<unsigned>(communicator.rank()) + 1);
     std::normal_distribution<float> normal(0, 1e-3f);
     for (uint16_t& value : pattern_) value = float_to_bf16(normal(random));
-    // 1 + 1 / 64 of a standard deviation a time: a draw for each of 1e9 weights would take a minute.
+    // 1 + 1 / 64 of a standard deviation a time: a draw for each of 1e9 weights would take a
+    // minute.
     optimizer_.initialize([](int, RowRange, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i) {
         out[i] = 0.02f * static_cast<float>(static_cast<int>(i % 127) - 63) / 64;
@@ -156,7 +159,8 @@ class Training {
   int64_t updated_elements() const {
     if (!settings_.sharding.divides_states()) return all_elements();
     int64_t count = 0;
-    for (const Bucket& bucket : plan_.buckets()) count += plan_.elements_of(bucket, communicator_.rank());
+    for (const Bucket& bucket : plan_.buckets())
+      count += plan_.elements_of(bucket, communicator_.rank());
     return count;
   }
   /// Bytes of gradients that this rank sends in a step, bucket by bucket.
@@ -208,7 +212,8 @@ class Training {
 };
 
 double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2), values.end());
+  std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2),
+                   values.end());
   return values[values.size() / 2];
 }
 
@@ -253,7 +258,8 @@ std::string name_of(const Sharding& s) {
   return fmt::format("stage {}{}", s.stage, s.release ? " + release" : "");
 }
 
-nlohmann::json memory_and_update(std::unique_ptr<Communicator>& communicator, const Settings& settings) {
+nlohmann::json memory_and_update(std::unique_ptr<Communicator>& communicator,
+                                 const Settings& settings) {
   const double speed = copy_speed(*communicator);
   Training training(*communicator, settings);
   const Measured measured = measure(training, settings.steps);
@@ -274,21 +280,25 @@ nlohmann::json memory_and_update(std::unique_ptr<Communicator>& communicator, co
   fmt::print("{}, {} ranks ({}), {:.3f}e9 parameters, AdamW V2, buckets of {} MiB\n\n",
              name_of(settings.sharding), communicator->world_size(), communicator->transport(),
              1e-9 * count, settings.bucket_bytes >> 20);
-  fmt::print("| bytes per parameter, summed over ranks | predicted | tagged |\n| --- | --- | --- |\n");
+  fmt::print(
+      "| bytes per parameter, summed over ranks | predicted | tagged |\n| --- | --- | --- |\n");
   for (size_t i = 0; i < kMemoryClasses; ++i) {
     const auto memory_class = static_cast<MemoryClass>(i);
     if (tagged[memory_class] == 0 && predicted[memory_class] == 0) continue;
     const std::string name(flashshard::name_of(memory_class));
-    result["bytes"][name] = {{"predicted", predicted[memory_class]}, {"tagged", tagged[memory_class]}};
-    fmt::print("| {} | {:.4f} | {:.4f} |\n", name, static_cast<double>(predicted[memory_class]) / count,
+    result["bytes"][name] = {{"predicted", predicted[memory_class]},
+                             {"tagged", tagged[memory_class]}};
+    fmt::print("| {} | {:.4f} | {:.4f} |\n", name,
+               static_cast<double>(predicted[memory_class]) / count,
                static_cast<double>(tagged[memory_class]) / count);
   }
   fmt::print("| all | {:.4f} | {:.4f} |\n\n", static_cast<double>(predicted.total()) / count,
              static_cast<double>(tagged.total()) / count);
-  fmt::print("step {:.0f} ms; update {:.0f} ms a rank = {:.2f} of the floor {:.0f} ms ({} bytes an "
-             "element at the copy's {:.1f} GB/s a rank)\n",
-             median(measured.step_ms), median(measured.update_ms), median(measured.update_ms) / floor_ms,
-             floor_ms, kUpdateBytes, 1e-9 * speed);
+  fmt::print(
+      "step {:.0f} ms; update {:.0f} ms a rank = {:.2f} of the floor {:.0f} ms ({} bytes an "
+      "element at the copy's {:.1f} GB/s a rank)\n",
+      median(measured.step_ms), median(measured.update_ms), median(measured.update_ms) / floor_ms,
+      floor_ms, kUpdateBytes, 1e-9 * speed);
   return result;
 }
 
@@ -308,18 +318,24 @@ nlohmann::json hidden_share(std::unique_ptr<Communicator>& communicator, const S
   const double pass_ms = median(measure(training, settings.steps).pass_ms);
   const double hidden = 1 - (pass_ms - free_ms) / link_ms;
   if (communicator->rank() == 0) {
-    fmt::print("{}, {} ranks ({}): forward and backward {:.1f} ms without a link, {:.1f} ms over one that "
-               "needs {:.1f} ms for the reductions ({:.0f} % of backward): {:.0f} % hidden\n",
-               name_of(settings.sharding), communicator->world_size(), communicator->transport(), free_ms,
-               pass_ms, link_ms, 100 * settings.communication, 100 * hidden);
+    fmt::print(
+        "{}, {} ranks ({}): forward and backward {:.1f} ms without a link, {:.1f} ms over one that "
+        "needs {:.1f} ms for the reductions ({:.0f} % of backward): {:.0f} % hidden\n",
+        name_of(settings.sharding), communicator->world_size(), communicator->transport(), free_ms,
+        pass_ms, link_ms, 100 * settings.communication, 100 * hidden);
   }
-  return {{"what", name_of(settings.sharding)}, {"ranks", communicator->world_size()},
-          {"pass_ms", pass_ms}, {"pass_without_link_ms", free_ms}, {"link_ms", link_ms}, {"hidden", hidden}};
+  return {{"what", name_of(settings.sharding)},
+          {"ranks", communicator->world_size()},
+          {"pass_ms", pass_ms},
+          {"pass_without_link_ms", free_ms},
+          {"link_ms", link_ms},
+          {"hidden", hidden}};
 }
 
 void run_rank(std::unique_ptr<Communicator> communicator, const Settings& settings) {
-  const nlohmann::json result = settings.communication > 0 ? hidden_share(communicator, settings)
-                                                           : memory_and_update(communicator, settings);
+  const nlohmann::json result = settings.communication > 0
+                                    ? hidden_share(communicator, settings)
+                                    : memory_and_update(communicator, settings);
   if (communicator->rank() == 0 && !settings.json.empty()) {
     FILE* file = std::fopen(settings.json.c_str(), "a");
     if (file == nullptr) throw Error(ExitCode::kUsage, "cannot write", settings.json);
@@ -331,8 +347,10 @@ void run_rank(std::unique_ptr<Communicator> communicator, const Settings& settin
 Settings parse(int argc, char** argv) {
   Settings s;
   bool accumulator = false;
-  CLI::App app("A ZeRO step with made-up gradients: bytes, the update's speed, hidden communication");
-  app.add_option("--ranks", s.ranks, "Threads of this process, unless mpirun starts them")->check(CLI::Range(1, 64));
+  CLI::App app(
+      "A ZeRO step with made-up gradients: bytes, the update's speed, hidden communication");
+  app.add_option("--ranks", s.ranks, "Threads of this process, unless mpirun starts them")
+      ->check(CLI::Range(1, 64));
   app.add_option("--stage", s.sharding.stage, "ZeRO stage")->check(CLI::Range(0, 3));
   app.add_flag("--release", s.sharding.release, "A gradient lives for one bucket");
   app.add_flag("--accumulator", accumulator, "Reduce into an fp32 accumulator");
@@ -342,7 +360,8 @@ Settings parse(int argc, char** argv) {
   app.add_option("--bucket-bytes", s.bucket_bytes)->check(CLI::PositiveNumber);
   app.add_option("--steps", s.steps, "Timed ones")->check(CLI::PositiveNumber);
   app.add_option("--backward-ms", s.backward_ms, "How long the whole backward computes");
-  app.add_option("--communication", s.communication, "Reductions' time on the link, a share of backward");
+  app.add_option("--communication", s.communication,
+                 "Reductions' time on the link, a share of backward");
   app.add_option("--json", s.json, "A line is added to this file");
   try {
     app.parse(argc, argv);

@@ -186,9 +186,9 @@ ExitCode Trainer::run() {
   prefetch.sequences = config_.train().micro_batch();
   prefetch.sequence_length = config_.train().sequence_length();
   prefetch.schedule = *micro_batches_;
-  prefetch.fill = [this](int64_t first, int64_t count, std::span<int32_t> inputs,
-                         std::span<int32_t> targets) {
-    sampler_->fill(first, count, inputs, targets);
+  prefetch.document_starts = attention_scope(config_) == AttentionScope::kDocument;
+  prefetch.fill = [this](int64_t first, int64_t count, const data::SequenceBuffers& buffers) {
+    sampler_->fill(first, count, buffers);
   };
   if (last()) {
     reporter_.info(
@@ -210,6 +210,10 @@ void Trainer::open_data() {
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
   require_vocabulary();
+  if (attention_scope(config_) == AttentionScope::kDocument) {
+    train_data_->require_documents();
+    if (validation_data_) validation_data_->require_documents();
+  }
   // Resolved here and saved with the run: a trained model must know its vocabulary without the
   // data.
   if (config_.model().vocab_size() == 0) {
@@ -273,6 +277,7 @@ void Trainer::announce() {
   summary.global_batch = config_.train().global_batch();
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
+  reporter_.info(engine_->threads().text);
   report_memory(true);
   if (engine_->sharding().reproducible) announce_reproducible();
   if (const auto device = visible_cuda_device()) {
@@ -421,7 +426,7 @@ void Trainer::count_skip(const StepOutcome& outcome) {
 std::optional<double> Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
-                                  config_.train().validation_sequences()};
+                                  config_.train().validation_sequences(), attention_scope(config_)};
   const auto pass = [this](const MicroBatchView* batch) { return engine_->evaluate(batch); };
   const Evaluation result = evaluate(communicator_, pass, *validation_data_, request);
   if (result.tokens == 0) {
