@@ -159,8 +159,9 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   if (options_.clip_norm > 0 && outcome.gradient_norm > options_.clip_norm) {
     outcome.clip_coefficient = options_.clip_norm / outcome.gradient_norm;
   }
+  health_ = {};
   const StepFactors factors{learning_rate, outcome.clip_coefficient / tokens, ++updates_,
-                            &rejected_groups_};
+                            &rejected_groups_, &health_};
   update_and_gather([&](const Bucket& bucket) { rule_.apply(own_slices(bucket), factors, {}); },
                     &outcome);
   outcome.applied = true;

@@ -73,6 +73,8 @@ class ShardedOptimizer {
   /// Groups of 32 on this rank that an update left untouched since construction, their new values
   /// being outside the format.
   int64_t rejected_groups() const { return rejected_groups_; }
+  /// What the last update did to the sampled groups of this rank.
+  const UpdateHealth& health() const { return health_; }
 
   const BucketPlan& buckets() const { return plan_; }
 
@@ -102,6 +104,7 @@ class ShardedOptimizer {
   std::array<int64_t, 10> limbs_ = {};
   int64_t nonfinite_groups_ = 0;
   int64_t rejected_groups_ = 0;
+  UpdateHealth health_;
 };
 
 }  // namespace flashshard

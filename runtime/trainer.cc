@@ -22,6 +22,7 @@
 #include "runtime/metrics/process_memory.h"
 #include "runtime/metrics/status_file.h"
 #include "runtime/metrics/trace_file.h"
+#include "runtime/numerics_check.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -75,6 +76,7 @@ struct RankReport {
   int64_t peak_bytes = 0;
   int64_t stop_cause = 0;
   int64_t rejected_groups = 0;  // by the steps before this one
+  UpdateHealth health;          // of the last update before this step
 };
 
 /// A step's report of all ranks in one.
@@ -84,6 +86,7 @@ struct StepReport {
   int64_t slowest_rank = 0;
   int64_t peak_bytes = 0;
   int64_t rejected_groups = 0;
+  UpdateHealth health;
   StopCause stop = StopCause::kNone;
 };
 
@@ -99,6 +102,9 @@ StepReport combine(std::span<const RankReport> ranks) {
     report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
     report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
     report.rejected_groups += ranks[r].rejected_groups;
+    for (const auto& [name, counter] : kHealthCounters) {
+      report.health.*counter += ranks[r].health.*counter;
+    }
     stop = std::max(stop, ranks[r].stop_cause);
     const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
     if (own > longest) {
@@ -122,7 +128,8 @@ class Trainer {
         folder_(folder),
         status_(status),
         reporter_(folder, communicator.rank()),
-        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()) {}
+        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()),
+        numerics_(request.config, [this](std::string_view line) { reporter_.warning(line); }) {}
 
   ExitCode run();
   int64_t last_step() const { return progress_.step; }
@@ -156,6 +163,7 @@ class Trainer {
   metrics::StatusFile& status_;
   RunReporter reporter_;
   StopSignal stop_signal_;
+  NumericsCheck numerics_;
 
   std::optional<data::TokenDataset> train_data_;
   std::optional<data::TokenDataset> validation_data_;
@@ -193,6 +201,7 @@ ExitCode Trainer::run() {
     }
   });
   announce();
+  numerics_.before_first_step(communicator_, engine_->backend(), engine_->state());
   set_status(metrics::RunState::kRunning);
   data::Prefetcher::Options prefetch;
   prefetch.sequences = config_.train().micro_batch();
@@ -332,6 +341,7 @@ StepReport Trainer::compute_gradients() {
   own.peak_bytes = metrics::read_process_memory().peak_resident;
   own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
   own.rejected_groups = optimizer.rejected_groups();
+  own.health = optimizer.health();
   local_tokens_ = own.tokens;
   return exchange(own);
 }
@@ -386,6 +396,7 @@ void Trainer::one_step() {
   line.slowest_rank = report.slowest_rank;
   line.peak_bytes = peak_bytes_;
   line.health = {{"rejected_groups", report.rejected_groups}};
+  for (const auto& [name, counter] : kHealthCounters) line.health[name] = report.health.*counter;
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
   line.skipped_steps = progress_.skipped_steps;
@@ -394,6 +405,8 @@ void Trainer::one_step() {
   }
   reporter_.step(line);
   count_skip(outcome);
+  // The counters are those of the update before; in a warm-up small steps are meant.
+  if (progress_.step > config_.schedule().warmup_steps() + 1) numerics_.after_update(report.health);
   set_status(metrics::RunState::kRunning);
   if (stop_ != StopCause::kNone || due(config_.checkpoint().every()) ||
       (last() && config_.checkpoint().at_end())) {

@@ -86,8 +86,7 @@ TEST_P(LaterFieldTest, IsUnknown) {
 }
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
                          ::testing::Values("parallelism.release", "parallelism.reproducible",
-                                           "numerics.check", "checkpoint.async",
-                                           "optimizer.weight_format"));
+                                           "checkpoint.async", "optimizer.weight_format"));
 
 struct WrongValue {
   std::string assignment;
