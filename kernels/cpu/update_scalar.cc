@@ -6,6 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kernels/cpu/update_health.h"
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/exact_sum.h"
 #include "kernels/numerics/formats.h"
