@@ -144,12 +144,13 @@ struct CrossEntropy {
 };
 
 /// Left fold in fp32 over inputs[0], inputs[1], ...: ((i0 + i1) + i2) + ..., rounded once to the
-/// output's dtype. Starts at i0, never at +0. Inputs and output are bf16 or fp32; `out` may be one
-/// of the inputs.
+/// output's dtype. Starts at i0, never at +0; with `accumulate` at what an fp32 output holds: ((out
+/// + i0) + i1) + ... Inputs and output are bf16 or fp32; `out` may be one of the inputs.
 struct Fold {
   Tensor out;                           // (n)
   std::span<const void* const> inputs;  // each (n) of input_dtype
   DType input_dtype = DType::kBF16;
+  bool accumulate = false;  // with an fp32 output
 };
 
 /// Exact sum of squares (docs/numerics.md): ten int64 limbs of base 2^32, unit 2^-149, added into;

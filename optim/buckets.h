@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/reduction_order.h"
 #include "kernels/tensor.h"
 #include "optim/shard_layout.h"
 
@@ -37,9 +38,10 @@ class BucketPlan {
   /// In backward order: the last layer's first.
   const std::vector<Bucket>& buckets() const { return buckets_; }
   /// Bytes of the two buffers that reductions and gathers on `rank` share. One holds a whole
-  /// bucket; the other a whole bucket or, in a reduction, every other rank's contribution to the
-  /// rank's own slice, whichever is more. Nothing for a rank alone.
-  std::array<int64_t, 2> staging_bytes(int rank, DType wire, DType weight) const;
+  /// bucket; the other a whole bucket or what a reduction in `order` stages (FoldReduction),
+  /// whichever is more. Nothing for a rank alone.
+  std::array<int64_t, 2> staging_bytes(int rank, DType wire, DType weight,
+                                       const ReductionOrder& order = {}) const;
 
   /// Rows of a segment that `rank` owns.
   RowRange rows(const BucketSegment& segment, int rank) const;

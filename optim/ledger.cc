@@ -20,7 +20,7 @@ MemoryTable predict_memory(const ShardLayout& layout, const UpdateRule& rule, in
     }
   }
   const BucketPlan plan(layout, inputs.bucket_bytes, width(inputs.wire));
-  for (int64_t bytes : plan.staging_bytes(rank, inputs.wire, inputs.weight_dtype)) {
+  for (int64_t bytes : plan.staging_bytes(rank, inputs.wire, inputs.weight_dtype, inputs.order)) {
     table[MemoryClass::kBuckets] += bytes;
   }
   table[MemoryClass::kActivations] = inputs.activation_bytes;

@@ -3,6 +3,7 @@
 // within 2 % for state classes.
 #pragma once
 
+#include "comm/reduction_order.h"
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
 #include "optim/update_rule.h"
@@ -14,6 +15,7 @@ struct LedgerInputs {
   DType gradient_dtype =
       DType::kBF16;  // fp32 with local accumulation: then it is class `accumulator`
   DType wire = DType::kBF16;
+  ReductionOrder order;  // of the sum over ranks: what it stages
   int64_t bucket_bytes = 64 << 20;
   int64_t activation_bytes = 0;  // the model's own formula
   int64_t other_bytes = 0;       // workspace, tables

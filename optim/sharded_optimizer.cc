@@ -42,7 +42,8 @@ ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& led
       rule_(rule),
       options_(options),
       plan_(state.layout(), options.bucket_bytes, static_cast<int64_t>(size_of(options.wire))) {
-  const auto bytes = plan_.staging_bytes(communicator_.rank(), options_.wire, weight_dtype(state));
+  const auto bytes =
+      plan_.staging_bytes(communicator_.rank(), options_.wire, weight_dtype(state), options_.order);
   for (size_t i = 0; i < staging_.size(); ++i) {
     const auto size = static_cast<size_t>(bytes[i]);
     staging_[i] = {static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, size)), size};
@@ -111,6 +112,7 @@ void ShardedOptimizer::reduce(const Bucket& bucket) {
     call.wire_dtype = options_.wire;
     call.outputs = own;
     call.contributors = contributors;
+    call.order = options_.order;
     FoldReduction reduction(communicator_, backend_);
     reduction.start(call);
     reduction.finish(

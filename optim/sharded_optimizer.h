@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/reduction_order.h"
 #include "kernels/backend.h"
 #include "optim/buckets.h"
 #include "optim/memory.h"
@@ -30,6 +31,7 @@ struct ShardedOptimizerOptions {
   int64_t bucket_bytes = 64 << 20;
   double clip_norm = 1.0;     // of the mean gradient; 0 = no clipping
   DType wire = DType::kBF16;  // of gradients between ranks; fp32 with an fp32 model
+  ReductionOrder order;       // of the sum over ranks
 };
 
 /// What an optimizer step did. Norms are of the mean gradient (sum over tokens / token count),
