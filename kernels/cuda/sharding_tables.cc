@@ -57,6 +57,7 @@ std::vector<FoldCall> plan_fold(const Fold& call) {
   for_each_piece(call.out.elements(), 0, wide, [&](const Piece& piece) {
     FoldCall& fold = calls.emplace_back();
     fold.wide = piece.wide;
+    fold.accumulate = call.accumulate;
     fold.out_dtype = call.out.dtype;
     fold.input_dtype = call.input_dtype;
     fold.inputs = static_cast<int>(call.inputs.size());

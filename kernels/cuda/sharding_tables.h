@@ -33,6 +33,7 @@ constexpr int kMostInputs = 1024;
 /// A piece of a Fold.
 struct FoldCall {
   bool wide = false;
+  bool accumulate = false;
   DType out_dtype = DType::kBF16, input_dtype = DType::kBF16;
   int inputs = 0;
   uint32_t count = 0;

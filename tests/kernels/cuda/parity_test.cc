@@ -334,6 +334,19 @@ TEST_F(Folds, TheOutputMayBeAnInput) {
   EXPECT_EQ(a, expected);
 }
 
+TEST_F(Folds, MayStartWithWhatAnFP32OutputHolds) {
+  std::vector<uint32_t> on_device = random_tensor(DType::kFP32, 300, 1), on_cpu = on_device;
+  const std::vector<uint32_t> a = random_tensor(DType::kBF16, 300, 2);
+  const std::vector<uint32_t> b = random_tensor(DType::kBF16, 300, 3);
+  const std::array<const void*, 2> inputs = {a.data(), b.data()};
+  const auto call = [&](std::vector<uint32_t>& out) {
+    return Fold{Tensor(out.data(), DType::kFP32, {300}), inputs, DType::kBF16, true};
+  };
+  cpu::fold(call(on_cpu), serial);
+  device_under_test::fold(call(on_device));
+  EXPECT_EQ(on_device, on_cpu);
+}
+
 TEST_F(Folds, OfTooManyOrNoInputsAreRefused) {
   std::vector<uint32_t> memory(8);
   const Tensor out(memory.data(), DType::kBF16, {8});

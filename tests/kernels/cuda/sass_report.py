@@ -36,8 +36,9 @@ def short(name):
         weight = ["Split24", "Split32", "BF16", "FP32", "Corrected24", "Corrected32", "FP16Corrected24",
                   "FP16Corrected32", "FP16"][values[2]]
         return f"{family} {state} {weight}"
-    match = re.search(r"(\w+_kernel)(<[^(]*>)?\(", name)
-    return re.sub(r"\(anonymous namespace\)::|\(int\)", "", (match.group(1) + (match.group(2) or "")) if match else name)
+    name = re.sub(r"\(anonymous namespace\)::|\(int\)|flashshard::cuda::", "", name)
+    match = re.search(r"(\w+_kernel)(<.*?>)?\(", name)
+    return match.group(1) + (match.group(2) or "") if match else name
 
 
 def resources(cuobjdump, binary):
