@@ -37,7 +37,8 @@ typedef enum fs_status {
   FS_OUT_OF_RANGE = 5,     /* learning rate, betas, ...: no step can use it */
   FS_CORRUPT = 6,          /* a stored scale is not one that encoding makes */
   FS_ENVIRONMENT = 7, /* rounding is not to nearest, or denormals are flushed, on this thread */
-  FS_INTERNAL = 8
+  FS_INTERNAL = 8,
+  FS_DEVICE = 9 /* the GPU is lost or refused the call (flashshard_cuda.h) */
 } fs_status;
 
 typedef enum fs_weight_format {
