@@ -119,7 +119,7 @@ ThreadPlacement place_threads(const proto::RunConfig& config, const ProcessorSha
 }
 
 ThreadPlacement settle_threads(const proto::RunConfig& config, const ProcessorShare& share) {
-  const ThreadPlacement placement = place_threads(config, share);
+  ThreadPlacement placement = place_threads(config, share);
   if (!placement.bound || cpu::restrict_to(placement.processors)) return placement;
   proto::RunConfig unbound = config;
   unbound.mutable_run()->set_bind_cores(proto::CoreBinding::NONE);

@@ -45,7 +45,7 @@ struct BackwardScratch {
 };
 
 /// probabilities = exp(scores - lse), 0 above the diagonal; grad_scores = probabilities *
-/// (grad_probabilities - delta).
+/// (grad_probabilities - delta). What lies far above the diagonal was not computed and is not read.
 HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const BackwardScratch& s,
                                       int64_t rows, bool diagonal) {
   const auto step = static_cast<int64_t>(lanes());
@@ -74,17 +74,20 @@ HWY_NOINLINE void attend_backward(const AttentionGeometry& g, const BackwardScra
   const int64_t rows = g.padded_rows_from(query_tile);
   for (int64_t j = 0; j <= query_tile; ++j) {
     const int64_t panel = j * g.panel();
+    const bool diagonal = j == query_tile;
+    const Skip scores = diagonal ? Skip::kColumnsAfterRow : Skip::kNothing;
+    const Skip transposed = diagonal ? Skip::kDepthBeforeRow : Skip::kNothing;
     multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + panel, s.probabilities, rows,
-                  g.tile, g.head_dim, false);
+                  g.tile, g.head_dim, false, scores);
     multiply_tile({s.grad_output, g.padded_dim, 1}, s.values_transposed + panel, s.grad_scores,
-                  rows, g.tile, g.head_dim, false);
-    differentiate_softmax(g, s, rows, j == query_tile);
+                  rows, g.tile, g.head_dim, false, scores);
+    differentiate_softmax(g, s, rows, diagonal);
     multiply_tile({s.probabilities, 1, g.tile}, s.grad_output, s.grad_values + panel, g.tile,
-                  g.padded_dim, rows, true);
+                  g.padded_dim, rows, true, transposed);
     multiply_tile({s.grad_scores, 1, g.tile}, s.query, s.grad_keys + panel, g.tile, g.padded_dim,
-                  rows, true);
+                  rows, true, transposed);
     multiply_tile({s.grad_scores, g.tile, 1}, s.keys + panel, s.grad_query, rows, g.padded_dim,
-                  g.tile, true);
+                  g.tile, true, diagonal ? Skip::kDepthAfterRow : Skip::kNothing);
   }
 }
 

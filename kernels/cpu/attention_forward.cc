@@ -99,10 +99,11 @@ HWY_INLINE void attend_to_tile(const AttentionGeometry& g, const ForwardScratch&
                                const float* keys_transposed, const float* values,
                                const ScoreWindow& window) {
   multiply_tile({s.query, g.padded_dim, 1}, keys_transposed, s.scores, window.rows, g.tile,
-                g.head_dim, false);
+                g.head_dim, false, window.diagonal ? Skip::kColumnsAfterRow : Skip::kNothing);
   update_maximum(g, s, window);
   update_probabilities(g, s, window.rows);
-  multiply_tile({s.scores, g.tile, 1}, values, s.output, window.rows, g.padded_dim, g.tile, true);
+  multiply_tile({s.scores, g.tile, 1}, values, s.output, window.rows, g.padded_dim, g.tile, true,
+                window.diagonal ? Skip::kDepthAfterRow : Skip::kNothing);
 }
 
 /// One query tile of one head against all key tiles up to the diagonal.

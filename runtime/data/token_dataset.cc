@@ -133,7 +133,12 @@ void TokenDataset::require_documents() const {
   if (indexed || mark_.token != kNoToken) return;
   throw Error(ExitCode::kBadData,
               "the data does not tell where a document ends: it has no end-of-document token",
-              folder_.string(), "prepare the text again, or train with train.attention SEQUENCE");
+              folder_.string(),
+              fmt::format("{}, or train with train.attention SEQUENCE",
+                          manifest_.identity().is_known()
+                              ? "prepare the text again"
+                              : "put 50256 (GPT-2's ids) or 128000 (Llama 3's) before each "
+                                "document as llm.c's scripts do"));
 }
 
 void TokenDataset::find_documents(int64_t position, const SequenceBuffers& buffers) const {

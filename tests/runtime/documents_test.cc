@@ -172,6 +172,9 @@ TEST_F(Documents, KeptApartInTrainingAreKeptApartInValidationAndEvaluation) {
   EXPECT_NE(evaluate(*alone, model.model(), dataset, together).mean_loss(), validation_loss);
   const WrittenText written = write("a", "go ");
   EXPECT_GT(written.text.size(), 0U);
+  std::ifstream memory(folder_ / "a" / "memory.json");
+  const auto rank = nlohmann::json::parse(memory)["ranks"][1];
+  EXPECT_EQ(rank["predicted"]["activations"], rank["tagged"]["activations"]);
 
   const Error changed = failure(2, on("a", "pairs", {"train.steps=25"}));
   EXPECT_EQ(changed.code(), ExitCode::kUsage);
