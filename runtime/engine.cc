@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <optional>
-#include <thread>
 
 #include "runtime/agreement.h"
 #include "runtime/checkpoint/master_reader.h"
+#include "runtime/config/sharding_options.h"
 #include "runtime/metrics/process_memory.h"
 
 namespace flashshard {
@@ -80,6 +80,11 @@ ElementwiseOptions rule_options(const proto::RunConfig& config) {
   return options;
 }
 
+ReductionOrder reduction_order(const proto::ParallelismSection& parallelism) {
+  if (parallelism.order() == proto::ReductionOrder::FLAT) return {};
+  return {.kind = ReductionOrder::Kind::kTwoLevel, .group = parallelism.order_group()};
+}
+
 RopeScaling rope_scaling(const proto::ModelSection& m) {
   using Kind = RopeScaling::Kind;
   return {.kind = m.rope_scaling() == proto::RopeScalingKind::LLAMA3 ? Kind::kLlama3 : Kind::kNone,
@@ -128,50 +133,52 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
   return options;
 }
 
-bool accumulates(const proto::RunConfig& config, int world_size) {
-  return config.train().global_batch() / config.train().micro_batch() > world_size;
+void announce_layers(const LlamaOptions& model, const LayerHooks& hooks, bool backward) {
+  for (int layer = 0; layer <= model.layers; ++layer) hooks.call_before_layer(layer);
+  if (model.tied_embeddings) hooks.call_before_layer(0);
+  hooks.call_before_layer(model.layers + 1);
+  if (!backward) return;
+  hooks.call_after_layer_backward(model.layers + 1);
+  for (int layer = model.layers; layer >= 1; --layer) {
+    hooks.call_before_layer(layer);
+    hooks.call_after_layer_backward(layer);
+  }
+  hooks.call_after_layer_backward(0);
 }
 
-int threads_of(const proto::RunConfig& config, const Communicator& communicator) {
-  if (config.run().threads() > 0) return config.run().threads();
-  int on_this_host = 0;
-  for (int r = 0; r < communicator.world_size(); ++r) {
-    on_this_host += communicator.host(r) == communicator.host(communicator.rank()) ? 1 : 0;
-  }
-  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::max(1, cores / on_this_host);
+AttentionScope attention_scope(const proto::RunConfig& config) {
+  return config.train().attention() == proto::AttentionScopeKind::DOCUMENT
+             ? AttentionScope::kDocument
+             : AttentionScope::kSequence;
 }
 
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
-      backend_(make_backend(config, threads_of(config, communicator))),
+      threads_(settle_threads(config, share_processors(communicator))),
+      backend_(make_backend(config, threads_.threads)),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
       model_options_(llama_options(config, data_vocab_size)),
-      accumulates_(accumulates(config, communicator.world_size())) {
+      sharding_(sharding_of(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining, recompute(config)};
+                              ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_elementwise_rule(*backend_, rule_options(config));
   layout_ = std::make_unique<ShardLayout>(
       make_layout(*rule_, model_->parameters(), communicator.world_size()));
   state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),
-                                          model_options_.dtype);
-  // Several micro-batches of a rank are summed in fp32; a single one needs no more than its own
-  // type.
-  const DType gradient = accumulates_ ? DType::kFP32 : model_options_.dtype;
-  allocate_gradients(gradient);
-  std::vector<Tensor> weights;
-  weights.reserve(static_cast<size_t>(layout_->tensors()));
-  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
-  model_->bind(weights, gradients_);
-
+                                          model_options_.dtype, sharding_);
+  plan_ = std::make_unique<BucketPlan>(*layout_, config.parallelism().bucket_bytes(),
+                                       static_cast<int64_t>(size_of(model_options_.dtype)));
+  gradients_ = std::make_unique<Gradients>(*ledger_, *plan_, communicator.rank(),
+                                           GradientFormat{sharding_, model_options_.dtype});
   ShardedOptimizerOptions options;
-  options.bucket_bytes = config.parallelism().bucket_bytes();
   options.clip_norm = config.optimizer().clip_norm();
   options.wire = model_options_.dtype;
-  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, gradients_,
+  options.order = reduction_order(config.parallelism());
+  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
                                                   *rule_, options);
-  predicted_ = predict(config, communicator.rank(), gradient, shape);
+  model_->bind(optimizer_->model_weights(), gradients_->local());
+  predicted_ = predict(config, communicator.rank(), shape);
 }
 
 std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, int threads) {
@@ -182,21 +189,12 @@ std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, in
   return traced;
 }
 
-void Engine::allocate_gradients(DType dtype) {
-  const MemoryClass memory_class = accumulates_ && model_options_.dtype == DType::kBF16
-                                       ? MemoryClass::kAccumulator
-                                       : MemoryClass::kGradients;
-  for (const ParameterSpec& parameter : layout_->parameters()) {
-    gradients_.push_back(ledger_->tensor(memory_class, dtype, {parameter.rows, parameter.cols}));
-  }
-}
-
-MemoryTable Engine::predict(const proto::RunConfig& config, int rank, DType gradient,
+MemoryTable Engine::predict(const proto::RunConfig& config, int rank,
                             const ActivationShape& shape) const {
   LedgerInputs inputs;
-  inputs.weight_dtype = model_options_.dtype;
-  inputs.gradient_dtype = gradient;
+  inputs.format = gradients_->format();
   inputs.wire = model_options_.dtype;
+  inputs.order = reduction_order(config.parallelism());
   inputs.bucket_bytes = config.parallelism().bucket_bytes();
   inputs.activation_bytes = activation_bytes(model_options_, shape);
   inputs.other_bytes = llama_other_bytes(*backend_, model_options_, shape);
@@ -208,6 +206,15 @@ void Engine::initialize(uint64_t seed) {
     flashshard::initialize(model_->initialization(tensor), seed, tensor,
                            rows.first * layout_->parameter(tensor).cols, out);
   });
+}
+
+LossResult Engine::evaluate(const MicroBatchView* batch) {
+  LayerHooks hooks;
+  hooks.before_layer = [this](int layer) { optimizer_->before_layer(layer); };
+  optimizer_->begin_pass(false);
+  if (batch != nullptr) return model_->evaluate(*batch, hooks);
+  announce_layers(model_options_, hooks, false);
+  return {};
 }
 
 void Engine::start_from_weights(const std::string& step_folder, Communicator& communicator) {

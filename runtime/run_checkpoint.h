@@ -68,6 +68,9 @@ class RunCheckpoint {
   /// Throws Error(kUsage) when weights of the same shapes would mean something else here; warns of
   /// what may be meant.
   void require_same_model(const checkpoint::RunState& saved, const std::string& path) const;
+  /// Of a reproducible run: throws Error(kUsage) where its bits would change.
+  void require_same_bits(const checkpoint::RunState& saved, const proto::RunConfig& before,
+                         const std::string& path) const;
   void require_same_run(const std::string& path, const data::DatasetManifest& data) const;
 
   Communicator& communicator_;

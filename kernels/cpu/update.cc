@@ -62,6 +62,7 @@ void add_to(int64_t* counter, int64_t value) {
 
 void fold(const Fold& call, const ParallelFor& parallel_for) {
   assert(!call.inputs.empty());
+  assert(!call.accumulate || call.out.dtype == DType::kFP32);
   for_each_chunk(call.out.elements(), parallel_for,
                  [&](int64_t begin, int64_t end) { update_loops().fold(call, begin, end); });
 }

@@ -9,8 +9,10 @@
 #include <cmath>
 
 #include "kernels/error.h"
+#include "optim/legality.h"
 #include "runtime/config/presets.h"
 #include "runtime/config/schema.h"
+#include "runtime/config/sharding_options.h"
 
 namespace flashshard::config {
 namespace {
@@ -218,6 +220,16 @@ Violation flashoptim_rounds_to_nearest(const proto::RunConfig& config) {
          "codes are defined by it";
 }
 
+Violation two_level_has_groups(const proto::RunConfig& config) {
+  const auto& parallelism = config.parallelism();
+  const bool two_level = parallelism.order() == proto::ReductionOrder::TWO_LEVEL;
+  if (two_level ? parallelism.order_group() >= 2 : parallelism.order_group() == 0) return {};
+  return fmt::format("parallelism.order {} needs parallelism.order_group {}, not {}",
+                     proto::ReductionOrder::Value_Name(parallelism.order()),
+                     two_level ? "2 or more (groups of one are FLAT with fp32 on the wire)" : "0",
+                     parallelism.order_group());
+}
+
 Violation fp32_model_has_fp32_state(const proto::RunConfig& config) {
   if (config.model().dtype() != proto::WeightType::FP32 ||
       config.optimizer().state() == proto::OptimizerState::FP32) {
@@ -234,6 +246,13 @@ Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
       "model.dtype FP32 needs optimizer.master_weight_bits 32 (or unset), not {}: the weight is "
       "its own master",
       bits);
+}
+
+Violation reproducible_run_has_its_threads(const proto::RunConfig& config) {
+  if (!config.parallelism().reproducible() || config.run().threads() > 0) return {};
+  return "parallelism.reproducible needs run.threads above 0: threads decide the bits of forward "
+         "and "
+         "backward, and their default depends on the ranks of a host";
 }
 
 constexpr std::array kRules = {
@@ -272,10 +291,14 @@ constexpr std::array kRules = {
     FieldRule{"`optimizer.state_format` FLASHOPTIM_V1 needs `optimizer.rounding` NEAREST, which is "
               "then the default.",
               flashoptim_rounds_to_nearest},
+    FieldRule{"`parallelism.order` TWO_LEVEL needs `parallelism.order_group` 2 or more, FLAT 0.",
+              two_level_has_groups},
     FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32.", fp32_model_has_fp32_state},
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
               "default.",
               fp32_model_has_no_split_weight},
+    FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
+              reproducible_run_has_its_threads},
 };
 
 }  // namespace
@@ -315,6 +338,7 @@ void require_rules(const proto::RunConfig& config, const std::string& source) {
       throw Error(ExitCode::kUsage, *violation, source);
     }
   }
+  require_legal(sharding_of(config), source);
 }
 
 }  // namespace flashshard::config

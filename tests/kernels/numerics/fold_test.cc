@@ -39,7 +39,8 @@ class Inputs {
       full_.emplace_back(count);
       half_.emplace_back(count);
       for (size_t i = 0; i < count; ++i) {
-        const float v = std::ldexp(normal(random), static_cast<int>(random() % 25) - 12);
+        const int exponent = static_cast<int>(random() % 25) - 12;
+        const float v = std::ldexp(normal(random), exponent);
         half_[k][i] = float_to_bf16(v);
         full_[k][i] = dtype_ == DType::kBF16 ? bf16_to_float(half_[k][i]) : v;
       }
@@ -58,6 +59,7 @@ class Inputs {
     for (size_t k = 1; k < full_.size(); ++k) result += full_[order(k)][i];
     return result;
   }
+  float value(size_t k, size_t i) const { return full_[k][i]; }
   size_t count() const { return count_; }
   size_t size() const { return full_.size(); }
 
@@ -156,6 +158,30 @@ TEST(Fold, StartsAtTheFirstInputSoNegativeZeroSurvives) {
   const Tensor out(a.data(), DType::kFP32, {40});
   cpu::fold({.out = out, .inputs = inputs, .input_dtype = DType::kFP32}, serial);
   for (float v : a) EXPECT_TRUE(std::signbit(v));
+}
+
+TEST(Fold, StartsWithTheOutputWhereItAccumulates) {
+  for (const DType input : {DType::kBF16, DType::kFP32}) {
+    for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+      for (size_t count : {1u, 31u, 32u, 130u}) {
+        const Inputs inputs({input, DType::kFP32, 3}, count);
+        const Inputs seeds({DType::kFP32, DType::kFP32, 1}, count, 2);
+        std::vector<float> out(count);
+        for (size_t i = 0; i < count; ++i) out[i] = seeds.sum(i, [](size_t k) { return k; });
+        loops->fold({.out = Tensor(out.data(), DType::kFP32, {static_cast<int64_t>(count)}),
+                     .inputs = inputs.pointers(),
+                     .input_dtype = input,
+                     .accumulate = true},
+                    0, static_cast<int64_t>(count));
+        for (size_t i = 0; i < count; ++i) {
+          float expected = seeds.sum(i, [](size_t k) { return k; });
+          for (size_t k = 0; k < inputs.size(); ++k) expected += inputs.value(k, i);
+          ASSERT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(expected))
+              << loops->name << " length " << count << " at " << i;
+        }
+      }
+    }
+  }
 }
 
 TEST(Fold, NaNsComeOutInOneForm) {
