@@ -3,6 +3,7 @@
 #   - 50 runs killed at random moments and resumed to the bits of the undisturbed run (CI: 2)
 #   - codecs, rules and norms on NEON, under emulation (tests/neon.sh)
 #   - the invariants of V1's error correction over all mantissas (CI: a sample)
+#   - two million mutations of every fuzz corpus from a new seed (CI: 3000 from a fixed one)
 #   - unit tests under the thread sanitizer; clang's static analyzer
 #   - the quick start from nothing, and format quality over three seeds (CI: neither)
 set -euo pipefail
@@ -16,6 +17,11 @@ FLASHSHARD_ALL_MANTISSAS=1 build/tests/numerics_test --gtest_filter='*ErrorCorre
 for seed in $(seq 1 10); do
   FLASHSHARD_BINARY=build/flashshard FLASHSHARD_KILLS=5 FLASHSHARD_TEST_SEED=$seed \
     python3 tests/launch/end_to_end_test.py Runs.test_killed_at_random_moments_it_goes_on_to_the_same_hash
+done
+
+seed=$(date +%Y%m%d)
+for name in $(ls tests/fuzz/corpus); do
+  "build/tests/fuzz_$name" --mutations 2000000 --seed "$seed" "tests/fuzz/corpus/$name"
 done
 
 # Open MPI is not instrumented: only tests on in-process ranks mean anything here.

@@ -138,6 +138,33 @@ class Runs(EndToEnd):
         self.assertEqual(evaluation["tokens"], 100)  # 20 of 400 pairs are held out, 5 tokens of each count
         self.assertAlmostEqual(evaluation["bits_per_byte"], evaluation["bits_per_token"] * 5 / 4)
 
+    def test_a_checkpoint_resumes_on_other_ranks_and_leaves_and_comes_back(self):
+        settings = ("train.micro_batch=1",)
+        self.call(self.train("run", *settings), ranks=4)
+        for ranks in (1, 2, 3, 8):
+            out = self.folder / f"for-{ranks}"
+            self.call(["reshard", self.folder / "run", "--ranks", ranks, "--output", out / "checkpoints"])
+            self.assertIn("is whole", self.call(["verify", out]).stdout)
+            self.assertEqual(self.hash(f"for-{ranks}"), self.hash())
+        older = self.folder / "run" / "checkpoints" / "step-00000010"
+        self.call(self.train("other", *settings) + ["--resume", older], ranks=3)
+        self.assertAlmostEqual(self.metrics("other")[-1]["validation_loss"], self.metrics()[-1]["validation_loss"], delta=0.05)
+
+        def hashes(run):
+            return json.loads(self.call(["hash", self.folder / run, "--json"]).stdout)
+        for dtype, classes in (("bf16", ["weights"]), ("fp32", ["weights", "correction"])):
+            self.call(["export", self.folder / "run", "--format", "hf", "--dtype", dtype, "--output", self.folder / dtype])
+            self.call(["import", "--from-hf", self.folder / dtype, "--output", self.folder / f"from-{dtype}"])
+            for name in classes:
+                self.assertEqual(hashes(f"from-{dtype}")[name], hashes("run")[name])
+        generate = ["--prompt", "and ", "--tokens", "30", "--temperature", "0"]
+        self.assertEqual(self.call(["generate", "--checkpoint", self.folder / "from-bf16", *generate]).stdout,
+                         self.call(["generate", "--checkpoint", self.folder / "run", *generate]).stdout)
+        self.call(self.train("tuned", f"model.initialize_from={self.folder}/from-fp32", "train.steps=10"), ranks=2)
+        self.assertLess(self.metrics("tuned")[0]["loss"], 0.8 * self.metrics()[0]["loss"])
+        self.call(["export", self.folder / "run", "--format", "gguf", "--output", self.folder / "gguf"])
+        self.assertEqual((self.folder / "gguf" / "model.gguf").read_bytes()[:4], b"GGUF")
+
     def test_a_request_to_stop_saves_and_the_resumed_run_ends_with_the_same_hash(self):
         self.call(self.train("whole", *LONG), ranks=2)
         for number, wanted in ((signal.SIGUSR1, "SIGUSR1"), (signal.SIGUSR2, "SIGUSR2")):
@@ -317,7 +344,36 @@ class BadInput(EndToEnd):
         result = self.call(["verify", self.folder / "run"], code=4)
         self.assertIn("state-00001.safetensors", result.stdout)
         self.refused(4, "state-00001.safetensors", settings=["train.steps=30"])
-        self.refused(4, "2 ranks", ranks=3)
+        self.refused(4, "cannot resume from", ranks=3, settings=["train.steps=30"])
+
+    def test_exports_imports_and_reshards_are_refused_with_their_codes(self):
+        self.call(self.train(), ranks=2)
+        run, out = self.folder / "run", self.folder / "out"
+
+        def refused(code, *words, arguments):
+            self.refused(code, *words, ranks=None, arguments=arguments)
+            self.assertFalse(out.exists())
+            self.assertEqual([p.name for p in self.folder.iterdir() if ".tmp-" in p.name], [])
+        refused(2, "nowhere", arguments=["export", self.folder / "nowhere", "--format", "hf", "--output", out])
+        refused(2, "onnx", arguments=["export", run, "--format", "onnx", "--output", out])
+        refused(2, "exists already", arguments=["export", run, "--format", "hf", "--output", run])
+        refused(2, "exists already", arguments=["export", run, "--format", "gguf", "--output", run])
+        refused(2, "--ranks", arguments=["reshard", run, "--ranks", "0", "--output", out])
+        refused(2, "step-00000020", arguments=["reshard", run, "--ranks", "3", "--output", run / "checkpoints"])
+        refused(2, "config.json", arguments=["import", "--from-hf", run, "--output", out])
+        (self.folder / "config.json").write_text('{"model_type": "gpt2"}')
+        refused(4, "model_type", "config.json", arguments=["import", "--from-hf", self.folder, "--output", out])
+        self.call(["export", run, "--format", "hf", "--output", self.folder / "hf"])
+        weights = self.folder / "hf" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        refused(4, "model.safetensors", arguments=["import", "--from-hf", self.folder / "hf", "--output", out])
+        # A full disk, as a limit on the size of a file.
+        for arguments in (["export", run, "--format", "hf"], ["export", run, "--format", "gguf"], ["reshard", run, "--ranks", "1"]):
+            command = ["bash", "-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "bash", *self.command([*arguments, "--output", out], None)]
+            result = subprocess.run(command, text=True, timeout=LIMIT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual(result.returncode, 5, result.stderr)
+            self.assertEqual([p for p in out.rglob("*") if p.is_file()] if out.exists() else [], [])
+            shutil.rmtree(out, ignore_errors=True)
 
     def test_a_folder_that_cannot_be_used_has_code_2(self):
         (self.folder / "file").write_text("x")
