@@ -50,7 +50,7 @@ run() {
   export FLASHSHARD_TEST_DATA="$here/tests"
 
   echo "== bits of the CPU, in every rule, format, rounding, length and alignment"
-  "$here/cuda_gpu_test" >"$results/parity.txt" 2>&1 || { tail -n 30 "$results/parity.txt" >&2; fail "parity: see $results/parity.txt"; }
+  timeout 90 "$here/cuda_gpu_test" >"$results/parity.txt" 2>&1 || { tail -n 30 "$results/parity.txt" >&2; fail "parity: see $results/parity.txt"; }
   passed=$(tail -n 5 "$results/parity.txt" | grep -o '[0-9]* tests\?\.$' | head -1)
   if grep -q SKIPPED "$results/parity.txt"; then fail "parity tests were skipped: the CUDA runtime found no device (driver $driver)"; fi
   echo "passed: $passed"
