@@ -10,6 +10,9 @@ install(PROGRAMS ${PROJECT_SOURCE_DIR}/runtime/data/tokenizers/hugging_face_toke
 install(TARGETS flashshard_options flashshard_proto flashshard_kernels flashshard_comm flashshard_optim flashshard_runtime
                 flashshard_codec
         EXPORT flashshard_targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(FLASHSHARD_HAVE_CUDA)
+  install(TARGETS flashshard_codec_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 foreach(room kernels comm optim runtime)
   install(DIRECTORY ${PROJECT_SOURCE_DIR}/${room} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/flashshard FILES_MATCHING PATTERN "*.h")
 endforeach()

@@ -5,6 +5,7 @@
 #   - the invariants of V1's error correction over all mantissas (CI: a sample)
 #   - two million mutations of every fuzz corpus from a new seed (CI: 3000 from a fixed one)
 #   - unit tests under the thread sanitizer; clang's static analyzer
+#   - CUDA kernels for sm_80 and sm_100 (CI: sm_90)
 #   - the quick start from nothing, and format quality over three seeds (CI: neither)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +29,13 @@ done
 cmake --preset tsan -DFLASHSHARD_BENCHMARKS=OFF >/dev/null
 cmake --build build-tsan -j "$(nproc)"
 ctest --test-dir build-tsan --output-on-failure -j "$(nproc)" -LE 'mpirun|endtoend'
+
+if command -v nvcc >/dev/null; then
+  for architecture in 80 100; do
+    cmake --preset cuda -B "build-cuda-$architecture" -DCMAKE_CUDA_ARCHITECTURES="$architecture" -DFLASHSHARD_BENCHMARKS=OFF >/dev/null
+    cmake --build "build-cuda-$architecture" -j "$(nproc)" --target flashshard_cuda
+  done
+fi
 
 launch/quickstart.sh --run-dir "runs/nightly-$(date +%Y%m%d-%H%M%S)"
 benchmarks/format_quality.py

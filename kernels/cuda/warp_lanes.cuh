@@ -8,6 +8,14 @@
 
 namespace flashshard::cuda {
 
+template <class T>
+__device__ __forceinline__ T load_element(const T* from) {
+  return *from;
+}
+template <class T>
+__device__ __forceinline__ void store_element(T* to, T value) {
+  *to = value;
+}
 static __device__ __forceinline__ void load_8_bytes(const void* from, uint32_t* words) {
   const uint2 value = *static_cast<const uint2*>(from);
   words[0] = value.x, words[1] = value.y;

@@ -24,6 +24,19 @@ inline void require_aligned(const void* pointer, size_t bytes) {
     throw std::runtime_error("misaligned access");
   }
 }
+/// Lanes read floats as words.
+template <class T>
+T load_element(const T* from) {
+  require_aligned(from, sizeof(T));
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+template <class T>
+void store_element(T* to, T value) {
+  require_aligned(to, sizeof(T));
+  std::memcpy(to, &value, sizeof(T));
+}
 inline void load_8_bytes(const void* from, uint32_t* words) {
   require_aligned(from, 8);
   std::memcpy(words, from, 8);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -11,12 +12,17 @@
 
 namespace flashshard {
 
+/// The folder of the tests; the environment names another where the tests run without the sources.
+inline std::string test_data_folder() {
+  const char* folder = std::getenv("FLASHSHARD_TEST_DATA");
+  return folder != nullptr ? folder : FLASHSHARD_TEST_DATA;
+}
+
 /// A golden file, read array by array.
 class Golden {
  public:
   explicit Golden(const std::string& name) {
-    std::ifstream file(std::string(FLASHSHARD_TEST_DATA) + "/kernels/numerics/golden/" + name,
-                       std::ios::binary);
+    std::ifstream file(test_data_folder() + "/kernels/numerics/golden/" + name, std::ios::binary);
     bytes_.assign(std::istreambuf_iterator<char>(file), {});
     EXPECT_FALSE(bytes_.empty()) << name;
   }
