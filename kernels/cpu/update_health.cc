@@ -30,10 +30,15 @@ T at(const void* base, int64_t index) {
   return value;
 }
 
-bool is_zero(const void* values, int64_t bytes, int64_t i, uint32_t sign) {
-  if (bytes == 4) return (at<uint32_t>(values, i) & ~(sign << 31)) == 0;
-  if (bytes == 2) return (at<uint16_t>(values, i) & ~(sign << 15)) == 0;
-  return bytes == 0 || at<uint8_t>(values, i) == 0;
+/// Element i of an array of unsigned words; 0 where there is no array (0 bytes).
+uint32_t word(const void* values, int64_t bytes, int64_t i) {
+  if (bytes == 4) return at<uint32_t>(values, i);
+  if (bytes == 2) return at<uint16_t>(values, i);
+  return bytes == 0 ? 0 : at<uint8_t>(values, i);
+}
+/// Element i of floats of 2 or 4 bytes without its sign.
+uint32_t magnitude(const void* values, int64_t bytes, int64_t i) {
+  return word(values, bytes, i) & (bytes == 4 ? 0x7fffffffU : 0x7fffU);
 }
 
 bool any_nonzero(const float* values, int64_t count) {
@@ -47,28 +52,28 @@ bool any_nonzero(const float* values, int64_t count) {
 
 HealthProbe::HealthProbe(const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin,
                          int64_t end)
-    : factors_(factors), total_(tensor.health), next_(kNone) {
+    : factors_(factors), total_(tensor.health), next_element_(kNone) {
   if (total_ == nullptr) return;
   key_ = numerics::health_key(tensor.key, factors.t);
-  const int64_t first = (tensor.first_element + begin) / kGroup;
-  end_ = (tensor.first_element + end + kGroup - 1) / kGroup;
-  stretch_ = first / numerics::kHealthStretch - 1;
+  const int64_t first = tensor.first_element + begin;
+  end_ = tensor.first_element + end;
+  stretch_ = first / (numerics::kHealthStretch * kGroup) - 1;
   do {
     advance();
-  } while (next_ < first);
+  } while (next_element_ < first);
 }
 
 void HealthProbe::advance() {
-  next_ = numerics::sampled_group(key_, ++stretch_);
-  if (next_ >= end_) next_ = kNone;
+  next_element_ = numerics::sampled_group(key_, ++stretch_) * kGroup;
+  if (next_element_ >= end_) next_element_ = kNone;
 }
 
 void HealthProbe::before(const HealthBlock& block) {
   const UpdateTensor& t = block.tensor;
-  for (; wants(block.end_group()); advance()) {
+  for (; wants(block.end_element()); advance()) {
     Snapshot& old = snapshots_[taken_++];
-    old.group = next_;
-    const int64_t offset = (next_ - block.first_group()) * kGroup;
+    old.group = next_element_ / kGroup;
+    const int64_t offset = next_element_ - block.first_group() * kGroup;
     const int64_t count = std::min(kGroup, block.elements - offset);
     const int64_t i = block.first + offset;
     const auto save = [&](std::byte* to, const void* from, int64_t bytes) {
@@ -112,7 +117,7 @@ void HealthProbe::count_states(const HealthBlock& block, int64_t b, int64_t coun
   for (int64_t k = i; k < i + count; ++k) {
     const auto code = at<uint8_t>(t.variance, k);
     if (code == 1) ++health_.variance_codes_at_1;
-    if (code == 0 && !(is_zero(t.gradient, gradient_bytes, k, 1) && is_zero(t.momentum, 1, k, 0))) {
+    if (code == 0 && (magnitude(t.gradient, gradient_bytes, k) | word(t.momentum, 1, k)) != 0) {
       ++health_.variance_codes_at_0;
     }
   }
@@ -123,21 +128,16 @@ void HealthProbe::count_updates(const HealthBlock& block, const Snapshot& old, i
   const UpdateTensor& t = block.tensor;
   const int64_t weight = weight_bytes(t.weight_format);
   const int64_t correction = correction_bytes(t.weight_format);
-  const auto same = [&](const std::byte* before, const void* now, int64_t bytes, int64_t i) {
-    return bytes == 0 ||
-           std::memcmp(before + i * bytes,
-                       static_cast<const std::byte*>(now) + (block.first + b + i) * bytes,
-                       static_cast<size_t>(bytes)) == 0;
-  };
   for (int64_t i = 0; i < count; ++i) {
-    const bool zero = is_zero(old.weight.data(), weight, i, 1) &&
-                      is_zero(old.correction.data(), correction, i, 0);
+    const int64_t k = block.first + b + i;
+    const uint32_t old_correction = word(old.correction.data(), correction, i);
+    const bool zero = (magnitude(old.weight.data(), weight, i) | old_correction) == 0;
     const bool moves = (block.direction[b + i] != 0 && factors_.step_size != 0) ||
                        (t.weight_decay_factor != 1 && !zero);
     if (!moves) continue;
     ++health_.sampled_updates;
-    if (same(old.weight.data(), t.weight, weight, i) &&
-        same(old.correction.data(), t.correction, correction, i)) {
+    if (word(old.weight.data(), weight, i) == word(t.weight, weight, k) &&
+        old_correction == word(t.correction, correction, k)) {
       ++health_.lost_updates;
     }
   }

@@ -1,5 +1,5 @@
 // Health counters of an update: looks at the sampled groups of a range before and after their
-// block was updated. Not a hot loop: one group in 1024 comes here.
+// block was updated. Not a hot loop: one group in 4096 comes here.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ struct HealthBlock {
   const bool* accepted = nullptr;  // by group
 
   int64_t first_group() const { return (tensor.first_element + first) / kGroup; }
-  int64_t end_group() const { return first_group() + (elements + kGroup - 1) / kGroup; }
+  int64_t end_element() const { return tensor.first_element + first + elements; }
 };
 
 class HealthProbe {
@@ -30,8 +30,8 @@ class HealthProbe {
   /// For elements [begin, end) of the tensor; samples nothing where the tensor has no counters.
   HealthProbe(const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin, int64_t end);
 
-  /// Whether a group below `end_group` (in the whole tensor) is the next to be sampled.
-  bool wants(int64_t end_group) const { return next_ < end_group; }
+  /// Whether the next group to be sampled begins below this element of the whole tensor.
+  bool wants(int64_t end_element) const { return next_element_ < end_element; }
   void before(const HealthBlock& block);
   void after(const HealthBlock& block);
   /// Adds what was counted to the tensor's counters, which threads share.
@@ -53,8 +53,8 @@ class HealthProbe {
   UpdateHealth* total_;
   UpdateHealth health_;
   uint64_t key_ = 0;
-  int64_t stretch_ = 0, end_ = 0;      // of next_; group behind the range
-  int64_t next_;                       // sampled group, in the whole tensor
+  int64_t stretch_ = 0, end_ = 0;      // of the next sampled group; element behind the range
+  int64_t next_element_;               // of that group the first, in the whole tensor
   std::array<Snapshot, 2> snapshots_;  // a block is shorter than a stretch: it meets at most two
   size_t taken_ = 0;
 };

@@ -1,4 +1,4 @@
-// Which groups the health counters look at (docs/numerics.md): one of every 1024 of a whole tensor,
+// Which groups the health counters look at (docs/numerics.md): one of every 4096 of a whole tensor,
 // another one at every update. The choice depends on (seed, tensor, t, group) alone, so sums over
 // shards are the same at every sharding.
 #pragma once
@@ -12,7 +12,7 @@ namespace flashshard::numerics {
 
 /// Consecutive groups of a whole tensor of which one is sampled; a tensor's last stretch may be
 /// short and its sampled group missing.
-constexpr int64_t kHealthStretch = 1024;
+constexpr int64_t kHealthStretch = 4096;
 
 /// splitmix64 chained over (~seed, tensor, t): not the rounding's hash.
 constexpr uint64_t health_key(const RoundingKey& key, uint64_t t) {

@@ -113,7 +113,7 @@ struct DecodeMoment {
   int64_t count = 0;
 };
 
-/// What updates did to the groups that numerics/health.h picks, one in 1024.
+/// What updates did to the groups that numerics/health.h picks, one in 4096.
 struct UpdateHealth {
   int64_t sampled_groups = 0;       // looked at; all others count over these
   int64_t saturated_groups = 0;     // a moment's scale is the format's largest

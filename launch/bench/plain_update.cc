@@ -202,7 +202,7 @@ inline void v1_group(const Group g, int8_t* correction, const UpdateFactors f, c
     const float u = m[i] / unit;
     const float y = (2.0f * u) / (1.0f + fabsf(u));
     g.momentum[i] = static_cast<int8_t>(floorf(y * 127.0f + 0.5f));
-    g.variance[i] = static_cast<uint8_t>(static_cast<int>((root[i] / root_unit) * 255.0f + 0.5f));
+    g.variance[i] = static_cast<uint8_t>(floorf((root[i] / root_unit) * 255.0f + 0.5f));
   }
   *g.momentum_scale = to_half(unit);
   *g.variance_scale = to_half(root_unit);

@@ -1,5 +1,5 @@
 // The health counters of an update: which groups they look at, and what they find there. A tensor
-// of 1024 groups has exactly one that is sampled, so in these tests all groups are alike.
+// of 4096 groups has exactly one that is sampled, so in these tests all groups are alike.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -48,7 +48,7 @@ TEST(SampledGroups, AreOneOfEveryStretchAndAnotherAtEveryUpdate) {
       if (stretch == 0) seen.insert(group);
     }
   }
-  EXPECT_GT(seen.size(), 580u);  // 1000 draws of 1024 leave 385 of them out
+  EXPECT_GT(seen.size(), 850u);  // 1000 draws of 4096 give 887 different ones
 }
 
 bool operator==(const UpdateHealth& a, const UpdateHealth& b) {
@@ -57,7 +57,7 @@ bool operator==(const UpdateHealth& a, const UpdateHealth& b) {
 }
 
 TEST(Health, IsTheSameForEverySplitAndInstructionSet) {
-  constexpr int64_t kCount = 5 * kStretch + 13 * kGroup + 7;
+  constexpr int64_t kCount = 2 * kStretch + 13 * kGroup + 7;
   for (const RuleCase& rule : {kAdamWCase, kLionCase}) {
     for (const UpdateFormat& format : {kV2, kV1}) {
       UpdateState start(rule, format, kCount);
@@ -69,7 +69,7 @@ TEST(Health, IsTheSameForEverySplitAndInstructionSet) {
       UpdateTensor tensor = state.tensor();
       tensor.health = &whole;
       cpu::scalar_update_loops().update(tensor, factors, 0, kCount);
-      EXPECT_GE(whole.sampled_groups, 5);
+      EXPECT_GE(whole.sampled_groups, 2);
       EXPECT_GT(whole.sampled_updates, 0);
       for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
         for (int64_t piece : {int64_t{kGroup}, 37 * kGroup, kStretch}) {
@@ -185,7 +185,7 @@ TEST(Health, CountsScalesAtBothEndsOfTheFormat) {
 
 TEST(Health, LooksAtAShortLastGroupWithoutItsPadding) {
   int64_t updates = 0;
-  for (uint64_t t = 1; t <= 4000 && updates == 0; ++t) {
+  for (uint64_t t = 1; t <= 40000 && updates == 0; ++t) {
     UpdateState state(kAdamWCase, kV2, 7);
     for (size_t i = 0; i < state.size(); ++i) state.set_gradient(i, 1.0f);
     UpdateHealth health;
