@@ -3,8 +3,8 @@
 //
 // Ranks are threads. A layer's forward or backward is a sleep, a backward twice as long: what a
 // device computes while the host looks after transfers; packing, folding and updating are real work
-// of the host. A step is timed on the slow link and on one without delay; the difference is what was
-// not hidden of the link's time for all bytes of the step.
+// of the host. A step is timed on the slow link and on one without delay; the difference is what
+// was not hidden of the link's time for all bytes of the step.
 //
 // Usage: step_overlap [ranks [layers [milliseconds of a layer's backward]]]
 #include <fmt/format.h>
@@ -138,15 +138,17 @@ int main(int argc, char** argv) {
   const double bytes = shape.gradient_bytes() * (shape.ranks - 1) / shape.ranks;
   const double once_ms = shape.all_backward_ms() / 2;
   const LinkOptions link{.bytes_per_second = bytes / once_ms * 1e3};
-  fmt::print("{} ranks, {} layers, backward {:.0f} ms, link {:.2f} MB/s: {:.0f} ms for all gradients\n",
-             shape.ranks, shape.layers, shape.all_backward_ms(), link.bytes_per_second / 1e6,
-             once_ms);
+  fmt::print(
+      "{} ranks, {} layers, backward {:.0f} ms, link {:.2f} MB/s: {:.0f} ms for all gradients\n",
+      shape.ranks, shape.layers, shape.all_backward_ms(), link.bytes_per_second / 1e6, once_ms);
   for (const Way& way : kWays) {
     const double fast = measured(shape, way.sharding, nullptr);
     const double slow = measured(shape, way.sharding, &link);
     const double on_link = way.transfers * once_ms;
-    fmt::print("{:<17} step {:7.1f} ms, without delay {:7.1f} ms; {:6.1f} ms on the link, {:5.1f} % hidden\n",
-               way.name, slow, fast, on_link, 100 * (1 - (slow - fast) / on_link));
+    fmt::print(
+        "{:<17} step {:7.1f} ms, without delay {:7.1f} ms; {:6.1f} ms on the link, {:5.1f} % "
+        "hidden\n",
+        way.name, slow, fast, on_link, 100 * (1 - (slow - fast) / on_link));
   }
   return 0;
 }

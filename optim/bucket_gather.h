@@ -65,7 +65,7 @@ class BucketGather {
   std::string what_;
   std::array<Pending, kTransfersInFlight> pending_;
   std::array<const Bucket*, kTransfersInFlight> in_flight_ = {};
-  size_t next_ = 0;  // the transfer that is used next, the older of those in flight
+  size_t next_ = 0;    // the transfer that is used next, the older of those in flight
   size_t queued_ = 0;  // buckets of start_all() that are not started, the last ones
   Work after_;
   double gather_ms_ = 0;

@@ -17,8 +17,8 @@ namespace {
 
 using namespace test;
 
-/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded for
-/// the wire.
+/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded
+/// for the wire.
 float contribution(const RunShape& setup, int step, int64_t k, int rank, int tensor,
                    int64_t element) {
   const auto value = [&](int64_t m) { return gradient_value(step, m, tensor, element); };
@@ -30,15 +30,15 @@ float contribution(const RunShape& setup, int step, int64_t k, int rank, int ten
   return rounds ? bf16_to_float(float_to_bf16(sum)) : sum;
 }
 
-/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a left
-/// fold over ranks, or over the left folds of groups of ranks.
+/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a
+/// left fold over ranks, or over the left folds of groups of ranks.
 float folded(const RunShape& setup, int step, int tensor, int64_t element) {
   const int64_t count = setup.all_micro_batches();
   const int group = std::max(setup.group, 1);
   std::optional<float> sum;
   for (int64_t k = 0; k * setup.world_size < count; ++k) {
-    const auto ranks = static_cast<int>(std::min<int64_t>(
-        setup.world_size, count - k * setup.world_size));
+    const auto ranks =
+        static_cast<int>(std::min<int64_t>(setup.world_size, count - k * setup.world_size));
     for (int first = 0; first < ranks; first += group) {
       float partial = contribution(setup, step, k, first, tensor, element);
       for (int r = first + 1; r < std::min(first + group, ranks); ++r) {
@@ -129,10 +129,7 @@ INSTANTIATE_TEST_SUITE_P(
         RunShape{.world_size = 3, .sharding = {.stage = 0}, .micro_batches = 1},
         RunShape{.world_size = 4, .group = 2},
         RunShape{.world_size = 5, .bucket_bytes = 3000, .sharding = {.stage = 3}, .group = 2},
-        RunShape{.world_size = 4,
-                 .sharding = {.local_sums = true},
-                 .micro_batches = 8,
-                 .group = 3},
+        RunShape{.world_size = 4, .sharding = {.local_sums = true}, .micro_batches = 8, .group = 3},
         RunShape{.world_size = 5,
                  .bucket_bytes = 3000,
                  .sharding = {.stage = 2, .reduce = ReduceTime::kEach},
