@@ -198,6 +198,7 @@ std::vector<ShardSlice> ShardedOptimizer::slices(const Bucket& bucket) const {
 void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) {
   const auto apply = [&](const Bucket& bucket) {
     const Stopwatch watch;
+    if (sharding_.divides_states()) gradients_.load(bucket);
     rule_.apply(slices(bucket), factors, {});
     outcome->update_ms += watch.milliseconds();
   };
@@ -209,6 +210,13 @@ void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) 
     for (const Bucket& bucket : plan_.buckets()) apply(bucket);
     gather_.set_after({});
     gather_.start_all();
+  } else if (gradients_.reduced_place() == ReducedPlace::kPacked) {
+    gather_.set_after(apply);
+    for (const Bucket& bucket : plan_.buckets()) {
+      gradients_.load(bucket);
+      gather_.start(bucket);
+      gather_.finish();  // the memory is this bucket's alone
+    }
   } else {
     gather_.run(nothing, apply);
   }

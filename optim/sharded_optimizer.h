@@ -73,6 +73,8 @@ class ShardedOptimizer {
   /// be legal. Staging for buckets and gathered layers are allocated here.
   ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
+  ShardedOptimizer(const ShardedOptimizer&) = delete;
+  ShardedOptimizer& operator=(const ShardedOptimizer&) = delete;
 
   /// Fresh weights: `values(tensor, rows, out)` writes fp32 values of the rows this rank owns;
   /// encoded, then shared.
