@@ -69,7 +69,8 @@ int main(int argc, char** argv) {
                     flashshard::launch::add_eval, flashshard::launch::add_generate,
                     flashshard::launch::add_inspect, flashshard::launch::add_verify,
                     flashshard::launch::add_hash, flashshard::launch::add_reshard,
-                    flashshard::launch::add_export, flashshard::launch::add_import}) {
+                    flashshard::launch::add_export, flashshard::launch::add_import,
+                    flashshard::launch::add_bench}) {
     add(app, action);
   }
   try {

@@ -17,6 +17,7 @@ void ShardedOptimizer::begin_release(const Round& round) {
   GradientSums own;
   own.tokens = round.tokens;
   release_ = {};
+  health_ = {};
   release_.learning_rate = round.learning_rate;
   release_.tokens = agree(own).tokens;
 }
@@ -36,8 +37,8 @@ void ShardedOptimizer::release(const Bucket& bucket) {
   const double clip = clip_coefficient(all.mean_norm(release_.tokens));
   StepOutcome& outcome = release_.outcome;
   outcome.clip_coefficient = std::min(outcome.clip_coefficient, clip);
-  apply_released(bucket, {release_.learning_rate, clip / static_cast<double>(release_.tokens),
-                          updates_ + 1, &rejected_groups_});
+  apply_released(bucket, factors(release_.learning_rate,
+                                 clip / static_cast<double>(release_.tokens), updates_ + 1));
   release_.applied = true;
 }
 

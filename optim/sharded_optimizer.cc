@@ -160,7 +160,15 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   return outcome;
 }
 
+// At stage 0 every rank makes every update: one of them counts.
+StepFactors ShardedOptimizer::factors(double learning_rate, double gradient_factor, uint64_t t) {
+  const bool counts = sharding_.divides_states() || communicator_.rank() == 0;
+  return {learning_rate, gradient_factor, t, counts ? &rejected_groups_ : nullptr,
+          counts ? &health_ : nullptr};
+}
+
 StepOutcome ShardedOptimizer::step_at_once(double learning_rate) {
+  health_ = {};
   const GradientSums sums = agree(sums_);
   StepOutcome outcome;
   outcome.nonfinite_groups = sums.nonfinite_groups;
@@ -173,7 +181,7 @@ StepOutcome ShardedOptimizer::step_at_once(double learning_rate) {
   outcome.clip_coefficient = clip_coefficient(outcome.gradient_norm);
   previous_norm_ = outcome.gradient_norm;
   const double factor = outcome.clip_coefficient / static_cast<double>(outcome.tokens);
-  update({learning_rate, factor, ++updates_, &rejected_groups_}, &outcome);
+  update(factors(learning_rate, factor, ++updates_), &outcome);
   outcome.applied = true;
   return outcome;
 }

@@ -115,6 +115,8 @@ class ShardedOptimizer {
   /// Groups of 32 on this rank that an update left untouched since construction, their new values
   /// being outside the format.
   int64_t rejected_groups() const { return rejected_groups_; }
+  /// What the last update did to the sampled groups of this rank.
+  const UpdateHealth& health() const { return health_; }
 
   const BucketPlan& buckets() const { return plan_; }
 
@@ -124,6 +126,7 @@ class ShardedOptimizer {
   GradientSums agree(const GradientSums& own);
   double clip_coefficient(double norm) const;
 
+  StepFactors factors(double learning_rate, double gradient_factor, uint64_t t);
   StepOutcome step_at_once(double learning_rate);
   void update(const StepFactors& factors, StepOutcome* outcome);
   std::vector<ShardSlice> slices(const Bucket& bucket) const;
@@ -168,6 +171,7 @@ class ShardedOptimizer {
   uint64_t updates_ = 0;
   double previous_norm_ = 0;
   int64_t rejected_groups_ = 0;
+  UpdateHealth health_;
   double reduce_ms_ = 0;
   GradientSums sums_;  // of the step: this rank's; with release all ranks'
   Release release_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <thread>
 
 #include "runtime/agreement.h"
 #include "runtime/checkpoint/master_reader.h"
@@ -147,24 +146,21 @@ void announce_layers(const LlamaOptions& model, const LayerHooks& hooks, bool ba
   hooks.call_after_layer_backward(0);
 }
 
-int threads_of(const proto::RunConfig& config, const Communicator& communicator) {
-  if (config.run().threads() > 0) return config.run().threads();
-  int on_this_host = 0;
-  for (int r = 0; r < communicator.world_size(); ++r) {
-    on_this_host += communicator.host(r) == communicator.host(communicator.rank()) ? 1 : 0;
-  }
-  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::max(1, cores / on_this_host);
+AttentionScope attention_scope(const proto::RunConfig& config) {
+  return config.train().attention() == proto::AttentionScopeKind::DOCUMENT
+             ? AttentionScope::kDocument
+             : AttentionScope::kSequence;
 }
 
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
-      backend_(make_backend(config, threads_of(config, communicator))),
+      threads_(settle_threads(config, share_processors(communicator))),
+      backend_(make_backend(config, threads_.threads)),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
       model_options_(llama_options(config, data_vocab_size)),
       sharding_(sharding_of(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining, recompute(config)};
+                              ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_elementwise_rule(*backend_, rule_options(config));
   layout_ = std::make_unique<ShardLayout>(

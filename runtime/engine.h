@@ -17,6 +17,7 @@
 #include "optim/sharded_state.h"
 #include "proto/run.pb.h"
 #include "runtime/model/llama.h"
+#include "runtime/thread_placement.h"
 
 namespace flashshard {
 
@@ -28,14 +29,13 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
 /// has no micro-batch of its own while the others have.
 void announce_layers(const LlamaOptions& model, const LayerHooks& hooks, bool backward);
 
-/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least
-/// one).
-int threads_of(const proto::RunConfig& config, const Communicator& communicator);
+/// What a token attends to in a run.
+AttentionScope attention_scope(const proto::RunConfig& config);
 
 class Engine {
  public:
-  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage,
-  /// kOutOfSpace).
+  /// Allocates everything a step will need and settles the calling thread (thread_placement.h).
+  /// `config` is resolved. Collective. Throws Error(kUsage, kOutOfSpace).
   Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
 
   Backend& backend() { return *backend_; }
@@ -51,6 +51,8 @@ class Engine {
 
   const MemoryTable& tagged() const { return ledger_->tagged(); }
   const MemoryTable& predicted() const { return predicted_; }
+  /// Where this rank computes.
+  const ThreadPlacement& threads() const { return threads_; }
   /// Resident bytes before the first arena: what growth is measured from.
   int64_t resident_before() const { return resident_before_; }
 
@@ -70,6 +72,7 @@ class Engine {
   MemoryTable predict(const proto::RunConfig& config, int rank, const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
+  ThreadPlacement threads_;
   TracedBackend* traced_backend_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;

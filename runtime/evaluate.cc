@@ -14,7 +14,8 @@ Evaluation evaluate(Communicator& communicator, const EvaluationPass& pass,
   options.most_sequences = request.most_sequences;
   const data::ValidationWindows windows(dataset, options);
   const auto tokens = static_cast<size_t>(request.micro_batch * request.sequence_length);
-  std::vector<int32_t> inputs(tokens), targets(tokens);
+  std::vector<int32_t> inputs(tokens), targets(tokens), document_starts;
+  if (request.attention == AttentionScope::kDocument) document_starts.resize(tokens);
 
   std::vector<LossResult> own;
   const int64_t stride = request.micro_batch * communicator.world_size();
@@ -25,8 +26,9 @@ Evaluation evaluate(Communicator& communicator, const EvaluationPass& pass,
       pass(nullptr);
       continue;
     }
-    windows.fill(first, request.micro_batch, inputs, targets);
-    const MicroBatchView batch{inputs, targets, request.micro_batch, request.sequence_length};
+    windows.fill(first, request.micro_batch, {inputs, targets, document_starts});
+    const MicroBatchView batch{inputs, targets, request.micro_batch, request.sequence_length,
+                               document_starts};
     own.push_back(pass(&batch));
   }
   const LossResult all =

@@ -17,6 +17,7 @@ struct EvaluationRequest {
   int64_t micro_batch = 1;      // sequences at once; at most what the model was made for
   int64_t sequence_length = 0;  // tokens
   int64_t most_sequences = 0;   // 0: the whole split
+  AttentionScope attention = AttentionScope::kSequence;  // as the model was trained
 };
 
 struct Evaluation {
@@ -35,7 +36,7 @@ struct Evaluation {
 using EvaluationPass = std::function<LossResult(const MicroBatchView*)>;
 
 /// Collective: rank r takes micro-batches r, r + N, ...; losses are added in their order, whatever
-/// N. Throws Error(kBadData).
+/// N. Throws Error(kBadData), also for data without documents where attention stays within them.
 Evaluation evaluate(Communicator& communicator, const EvaluationPass& pass,
                     const data::TokenDataset& dataset, const EvaluationRequest& request);
 /// The same with a model that holds its weights whole.

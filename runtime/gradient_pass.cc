@@ -75,8 +75,8 @@ void GradientPass::micro_batch(int64_t k, const data::MicroBatch& batch, PassRes
   };
   optimizer.begin_pass(true);
   const LossResult loss = engine_.model().forward_backward(
-      {batch.inputs, batch.targets, batch.sequences, sequence_length_}, hooks,
-      engine_.sharding().local_sums && k > 0);
+      {batch.inputs, batch.targets, batch.sequences, sequence_length_, batch.document_starts},
+      hooks, engine_.sharding().local_sums && k > 0);
   result.losses.push_back(loss);
   result.forward_ms += forward_ms;
   result.backward_ms += watch.milliseconds() - forward_ms - communication_ms;

@@ -13,18 +13,23 @@
 
 namespace flashshard {
 
-TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use)
-    : path_(checkpoint::resolve(checkpoint)), run_(checkpoint::read_run_state(path_)) {
+TrainedModel::TrainedModel(const std::string& checkpoint, Communicator& communicator, Use use)
+    : share_(share_processors(communicator)),
+      path_(checkpoint::resolve(checkpoint)),
+      run_(checkpoint::read_run_state(path_)) {
   const proto::RunConfig config = parse_run_config(run_.config, path_ + ": its configuration", {});
   data_path_ = config.data().path();
   const LlamaOptions options = llama_options(config, 0);
+  attention_ = attention_scope(config);
   batch_ = use == Use::kBatches ? config.train().micro_batch() : 1;
-  backend_ = make_cpu_backend({threads_of(config, communicator)});
+  backend_ = make_cpu_backend({settle_threads(config, share_).threads});
   ledger_ = std::make_unique<MemoryLedger>(*backend_);
   const ActivationUse activations =
       use == Use::kBatches ? ActivationUse::kInference : ActivationUse::kGeneration;
-  model_ = std::make_unique<Llama>(
-      *ledger_, options, ActivationShape{batch_, config.train().sequence_length(), activations});
+  ActivationShape shape{batch_, config.train().sequence_length(), activations};
+  // A text that is written is one document.
+  if (use == Use::kBatches) shape.attention = attention_;
+  model_ = std::make_unique<Llama>(*ledger_, options, shape);
   std::vector<Tensor> weights;
   for (const ParameterSpec& parameter : model_->parameters()) {
     weights.push_back(

@@ -25,6 +25,7 @@
 #include "runtime/metrics/process_memory.h"
 #include "runtime/metrics/status_file.h"
 #include "runtime/metrics/trace_file.h"
+#include "runtime/numerics_check.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -65,6 +66,7 @@ struct RankReport {
   int64_t peak_bytes = 0;
   int64_t stop_cause = 0;
   int64_t rejected_groups = 0;  // by the steps before this one
+  UpdateHealth health;          // of the last update before this step
 };
 
 /// A step's report of all ranks in one.
@@ -74,6 +76,7 @@ struct StepReport {
   int64_t slowest_rank = 0;
   int64_t peak_bytes = 0;
   int64_t rejected_groups = 0;
+  UpdateHealth health;
   StopCause stop = StopCause::kNone;
 };
 
@@ -89,6 +92,9 @@ StepReport combine(const LossResult& loss, std::span<const RankReport> ranks) {
     report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
     report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
     report.rejected_groups += ranks[r].rejected_groups;
+    for (const auto& [name, counter] : kHealthCounters) {
+      report.health.*counter += ranks[r].health.*counter;
+    }
     stop = std::max(stop, ranks[r].stop_cause);
     const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
     if (own > longest) {
@@ -110,7 +116,8 @@ class Trainer {
         folder_(folder),
         status_(status),
         reporter_(folder, communicator.rank()),
-        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()) {}
+        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()),
+        numerics_(request.config, [this](std::string_view line) { reporter_.warning(line); }) {}
 
   ExitCode run();
   int64_t last_step() const { return progress_.step; }
@@ -144,6 +151,7 @@ class Trainer {
   metrics::StatusFile& status_;
   RunReporter reporter_;
   StopSignal stop_signal_;
+  NumericsCheck numerics_;
 
   std::optional<data::TokenDataset> train_data_;
   std::optional<data::TokenDataset> validation_data_;
@@ -181,14 +189,15 @@ ExitCode Trainer::run() {
     }
   });
   announce();
+  numerics_.before_first_step(communicator_, engine_->backend(), engine_->state());
   set_status(metrics::RunState::kRunning);
   data::Prefetcher::Options prefetch;
   prefetch.sequences = config_.train().micro_batch();
   prefetch.sequence_length = config_.train().sequence_length();
   prefetch.schedule = *micro_batches_;
-  prefetch.fill = [this](int64_t first, int64_t count, std::span<int32_t> inputs,
-                         std::span<int32_t> targets) {
-    sampler_->fill(first, count, inputs, targets);
+  prefetch.document_starts = attention_scope(config_) == AttentionScope::kDocument;
+  prefetch.fill = [this](int64_t first, int64_t count, const data::SequenceBuffers& buffers) {
+    sampler_->fill(first, count, buffers);
   };
   if (last()) {
     reporter_.info(
@@ -210,6 +219,10 @@ void Trainer::open_data() {
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
   require_vocabulary();
+  if (attention_scope(config_) == AttentionScope::kDocument) {
+    train_data_->require_documents();
+    if (validation_data_) validation_data_->require_documents();
+  }
   // Resolved here and saved with the run: a trained model must know its vocabulary without the
   // data.
   if (config_.model().vocab_size() == 0) {
@@ -273,6 +286,7 @@ void Trainer::announce() {
   summary.global_batch = config_.train().global_batch();
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
+  reporter_.info(engine_->threads().text);
   report_memory(true);
   if (engine_->sharding().reproducible) announce_reproducible();
   if (const auto device = visible_cuda_device()) {
@@ -325,6 +339,7 @@ StepReport Trainer::compute_gradients(double learning_rate) {
   own.peak_bytes = metrics::read_process_memory().peak_resident;
   own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
   own.rejected_groups = engine_->optimizer().rejected_groups();
+  own.health = engine_->optimizer().health();
   gather_plain(communicator_, "waiting for the reports of a step", std::span(ranks));
   return combine(loss, ranks);
 }
@@ -367,6 +382,7 @@ void Trainer::one_step() {
   line.slowest_rank = report.slowest_rank;
   line.peak_bytes = peak_bytes_;
   line.health = {{"rejected_groups", report.rejected_groups}};
+  for (const auto& [name, counter] : kHealthCounters) line.health[name] = report.health.*counter;
   if (engine_->sharding().release) line.health["skipped_buckets"] = outcome.skipped_buckets;
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
@@ -376,6 +392,8 @@ void Trainer::one_step() {
   }
   reporter_.step(line);
   count_skip(outcome);
+  // The counters are those of the update before; in a warm-up small steps are meant.
+  if (progress_.step > config_.schedule().warmup_steps() + 1) numerics_.after_update(report.health);
   set_status(metrics::RunState::kRunning);
   if (stop_ != StopCause::kNone || due(config_.checkpoint().every()) ||
       (last() && config_.checkpoint().at_end())) {
@@ -421,7 +439,7 @@ void Trainer::count_skip(const StepOutcome& outcome) {
 std::optional<double> Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
-                                  config_.train().validation_sequences()};
+                                  config_.train().validation_sequences(), attention_scope(config_)};
   const auto pass = [this](const MicroBatchView* batch) { return engine_->evaluate(batch); };
   const Evaluation result = evaluate(communicator_, pass, *validation_data_, request);
   if (result.tokens == 0) {

@@ -29,11 +29,20 @@ struct LeftOperand {
 /// Accumulators held in registers: 32 vector registers on AVX-512, 16 on most others.
 inline constexpr int kRegisterRows = kMaxLanes >= 16 ? 8 : 4;
 
-/// c[kRegisterRows, kVectors vectors] (+)= a * b over `depth`; b and c row-major.
+/// What a product over a tile of the diagonal leaves out, where (i, j) with j > i is masked:
+/// nothing of it is read later, or it is a factor 0.
+enum class Skip : uint8_t {
+  kNothing,
+  kColumnsAfterRow,  // c(i, j): scores
+  kDepthAfterRow,    // a(i, j): probabilities times values
+  kDepthBeforeRow,   // a(j, i): the same transposed
+};
+
+/// c[kRegisterRows, kVectors vectors] (+)= a * b over the depths [first, last); b and c row-major.
 template <int kVectors>
 HWY_INLINE void multiply_registers(LeftOperand a, const float* HWY_RESTRICT b, int64_t b_stride,
-                                   float* HWY_RESTRICT c, int64_t c_stride, int64_t depth,
-                                   bool accumulate) {
+                                   float* HWY_RESTRICT c, int64_t c_stride, int64_t first,
+                                   int64_t last, bool accumulate) {
   const auto width = static_cast<int64_t>(lanes());
   FloatVector sum[kRegisterRows][kVectors];
   HWY_UNROLL(8)
@@ -43,7 +52,7 @@ HWY_INLINE void multiply_registers(LeftOperand a, const float* HWY_RESTRICT b, i
       sum[r][v] = accumulate ? load(c + r * c_stride + v * width) : zero();
     }
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = first; k < last; ++k) {
     FloatVector right[kVectors];
     HWY_UNROLL(2)
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * b_stride + v * width);
@@ -62,23 +71,35 @@ HWY_INLINE void multiply_registers(LeftOperand a, const float* HWY_RESTRICT b, i
   }
 }
 
+/// Columns [column, column + kVectors vectors) of a product, a few rows at a time.
+template <int kVectors>
+HWY_INLINE void multiply_columns(LeftOperand a, const float* b, float* c, int64_t column,
+                                 int64_t rows, int64_t columns, int64_t depth, bool accumulate,
+                                 Skip skip) {
+  // Rows before this one have all of these columns masked.
+  const int64_t first_row =
+      skip == Skip::kColumnsAfterRow ? column / kRegisterRows * kRegisterRows : 0;
+  for (int64_t r = first_row; r < rows; r += kRegisterRows) {
+    const int64_t first = skip == Skip::kDepthBeforeRow ? std::min(r, depth) : 0;
+    const int64_t last = skip == Skip::kDepthAfterRow ? std::min(r + kRegisterRows, depth) : depth;
+    multiply_registers<kVectors>({a.data + r * a.row_stride, a.row_stride, a.column_stride},
+                                 b + column, columns, c + r * columns + column, columns, first,
+                                 last, accumulate);
+  }
+}
+
 /// c (rows, columns) (+)= a (rows, depth) * b (depth, columns); rows a multiple of 8, columns of
 /// 16; b and c contiguous.
 static HWY_NOINLINE void multiply_tile(LeftOperand a, const float* b, float* c, int64_t rows,
-                                       int64_t columns, int64_t depth, bool accumulate) {
+                                       int64_t columns, int64_t depth, bool accumulate,
+                                       Skip skip = Skip::kNothing) {
   const auto width = static_cast<int64_t>(lanes());
   int64_t column = 0;
   for (; column + 2 * width <= columns; column += 2 * width) {
-    for (int64_t r = 0; r < rows; r += kRegisterRows) {
-      multiply_registers<2>({a.data + r * a.row_stride, a.row_stride, a.column_stride}, b + column,
-                            columns, c + r * columns + column, columns, depth, accumulate);
-    }
+    multiply_columns<2>(a, b, c, column, rows, columns, depth, accumulate, skip);
   }
   for (; column < columns; column += width) {
-    for (int64_t r = 0; r < rows; r += kRegisterRows) {
-      multiply_registers<1>({a.data + r * a.row_stride, a.row_stride, a.column_stride}, b + column,
-                            columns, c + r * columns + column, columns, depth, accumulate);
-    }
+    multiply_columns<1>(a, b, c, column, rows, columns, depth, accumulate, skip);
   }
 }
 

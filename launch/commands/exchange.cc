@@ -6,6 +6,7 @@
 #include <string>
 
 #include "launch/commands/commands.h"
+#include "runtime/exchange/gguf_export.h"
 #include "runtime/exchange/hugging_face_export.h"
 #include "runtime/exchange/hugging_face_import.h"
 #include "runtime/metrics/number_format.h"
@@ -26,7 +27,12 @@ ExitCode run_export(const ExportArguments& arguments) {
   exchange::ExportRequest request = arguments.request;
   request.dtype = kTypes.at(arguments.dtype);
   request.tokenizer = !arguments.no_tokenizer;
-  const exchange::ExportResult result = exchange::export_hugging_face(request);
+  const exchange::ExportResult result = arguments.format == "gguf"
+                                            ? exchange::export_gguf(request)
+                                            : exchange::export_hugging_face(request);
+  for (const std::string& warning : result.warnings) {
+    fmt::print(stderr, "warning: {}\n", warning);
+  }
   fmt::print("{}: {} parameters in {} tensors, {} of {} weights in {} file(s)\n", request.output,
              metrics::with_thousands(result.parameters), result.tensors,
              metrics::format_bytes(static_cast<int64_t>(result.bytes)), arguments.dtype,
@@ -60,8 +66,10 @@ void add_export(CLI::App& app, Action& action) {
   exchange::ExportRequest& request = arguments->request;
   command->add_option("CKPT", request.checkpoint, "A checkpoint, or a run's folder: its newest")
       ->required();
-  command->add_option("--format", arguments->format, "hf: a Hugging Face model folder")
-      ->check(CLI::IsMember({"hf"}))
+  command
+      ->add_option("--format", arguments->format,
+                   "hf: a Hugging Face model folder; gguf: model.gguf for llama.cpp")
+      ->check(CLI::IsMember({"hf", "gguf"}))
       ->required();
   command
       ->add_option(
@@ -72,13 +80,14 @@ void add_export(CLI::App& app, Action& action) {
   command->add_option("--output", request.output, "Folder to make")->required();
   command
       ->add_option("--shard-bytes", request.shard_bytes,
-                   "Most bytes of weights in a file; a larger tensor has a file of its own")
+                   "hf: most bytes of weights in a file; a larger tensor has a file of its own")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_flag("--no-tokenizer", arguments->no_tokenizer, "Leave the tokenizer out");
   command->footer(
       "Examples:\n  flashshard export runs/quickstart --format hf --output exported\n"
-      "  flashshard export runs/quickstart --format hf --dtype fp32 --output exact");
+      "  flashshard export runs/quickstart --format hf --dtype fp32 --output exact\n"
+      "  flashshard export runs/quickstart --format gguf --output for-llama.cpp");
   command->callback(
       [arguments, &action] { action = [arguments] { return run_export(*arguments); }; });
 }

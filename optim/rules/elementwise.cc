@@ -96,6 +96,7 @@ class ElementwiseRule final : public UpdateRule {
     tensor.count = slice.weight.elements();
     tensor.first_element = slice.first_element;
     tensor.rejected_groups = factors.rejected_groups;
+    tensor.health = factors.health;
     tensor.key = {options_.seed, static_cast<uint64_t>(slice.tensor)};
     if (slice.parameter->decay) {
       set_decay(tensor, options_.rule, options_.weight_decay, factors.learning_rate);

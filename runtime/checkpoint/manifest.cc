@@ -1,6 +1,7 @@
 #include "runtime/checkpoint/manifest.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/message_differencer.h>
 
@@ -67,6 +68,7 @@ Unframed unframe(std::string_view framed) {
 proto::Manifest parse(std::string_view framed, const std::string& where) {
   const Unframed unframed = unframe(framed);
   if (!unframed.problem.empty()) fail(where, unframed.problem);
+  const google::protobuf::LogSilencer quiet;  // the Error says it, in one line
   proto::Manifest message;
   if (unframed.payload.size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
       !message.ParseFromArray(unframed.payload.data(), static_cast<int>(unframed.payload.size()))) {

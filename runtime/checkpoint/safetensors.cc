@@ -18,24 +18,15 @@ using nlohmann::json;
 constexpr std::string_view kMetadataKey = "__metadata__";
 constexpr uint64_t kLengthBytes = 8;
 
-// The sub-byte types of newer versions are left out: no size in whole bytes belongs to one element.
-constexpr std::array<std::pair<std::string_view, uint64_t>, 17> kDTypes = {{{"BOOL", 1},
-                                                                            {"U8", 1},
-                                                                            {"I8", 1},
-                                                                            {"F8_E5M2", 1},
-                                                                            {"F8_E4M3", 1},
-                                                                            {"F8_E8M0", 1},
-                                                                            {"I16", 2},
-                                                                            {"U16", 2},
-                                                                            {"F16", 2},
-                                                                            {"BF16", 2},
-                                                                            {"I32", 4},
-                                                                            {"U32", 4},
-                                                                            {"F32", 4},
-                                                                            {"I64", 8},
-                                                                            {"U64", 8},
-                                                                            {"F64", 8},
-                                                                            {"C64", 8}}};
+// clang-format off
+constexpr auto kDTypes = std::to_array<std::pair<std::string_view, uint64_t>>({
+    {"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6},
+    {"BOOL", 8}, {"U8", 8}, {"I8", 8},
+    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+    {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16},
+    {"I32", 32}, {"U32", 32}, {"F32", 32},
+    {"I64", 64}, {"U64", 64}, {"F64", 64}, {"C64", 64}});
+// clang-format on
 
 [[noreturn]] void fail(const std::string& where, std::string_view what) {
   throw Error(ExitCode::kCheckpoint, fmt::format("bad safetensors file: {}", what), where);
@@ -134,7 +125,10 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
     return go(At::kTop);
   }
 
-  bool null() override { return unexpected("null"); }
+  bool null() override {
+    if (at_ == At::kMetadataObject) return go(At::kTop);  // no metadata
+    return unexpected("null");
+  }
   bool boolean(bool) override { return unexpected("a boolean"); }
   bool number_integer(int64_t) override { return unexpected("a negative number"); }
   bool number_float(double, const std::string&) override {
@@ -184,15 +178,17 @@ class HeaderBuilder final : public nlohmann::json_sax<json> {
   int offsets_ = 0;
 };
 
-/// Bytes of an entry by its dtype and shape, or nothing when they do not fit 64 bits.
-std::optional<uint64_t> bytes_by_shape(const SafetensorsEntry& entry, uint64_t element_bytes) {
-  uint64_t bytes = element_bytes;
+/// Bits of an entry by its dtype and shape, or nothing when they do not fit 64 bits.
+std::optional<uint64_t> bits_by_shape(const SafetensorsEntry& entry, uint64_t element_bits) {
+  uint64_t elements = 1;
   for (const int64_t dimension : entry.shape) {
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(dimension), &bytes)) {
+    if (__builtin_mul_overflow(elements, static_cast<uint64_t>(dimension), &elements)) {
       return std::nullopt;
     }
   }
-  return bytes;
+  uint64_t bits = 0;
+  if (__builtin_mul_overflow(elements, element_bits, &bits)) return std::nullopt;
+  return bits;
 }
 
 void check_entries(const SafetensorsHeader& header, const std::string& where) {
@@ -201,17 +197,18 @@ void check_entries(const SafetensorsHeader& header, const std::string& where) {
     const auto tensor_fail = [&](std::string_view what) {
       fail(where, fmt::format("tensor {}: {}", in_quotes(entry.name), what));
     };
-    const auto element_bytes = bytes_of_safetensors_dtype(entry.dtype);
-    if (!element_bytes) tensor_fail(fmt::format("unknown dtype {}", in_quotes(entry.dtype)));
-    const auto bytes = bytes_by_shape(entry, *element_bytes);
-    if (!bytes) tensor_fail("shape: more elements than 64 bits count");
+    const auto element_bits = bits_of_safetensors_dtype(entry.dtype);
+    if (!element_bits) tensor_fail(fmt::format("unknown dtype {}", in_quotes(entry.dtype)));
+    const auto bits = bits_by_shape(entry, *element_bits);
+    if (!bits) tensor_fail("shape: more elements than 64 bits count");
+    if (*bits % 8 != 0) tensor_fail(fmt::format("shape: {} bits are no whole bytes", *bits));
     if (entry.begin != next || entry.end < entry.begin) {
       tensor_fail(fmt::format("data_offsets: [{}, {}] where the data goes on at {}", entry.begin,
                               entry.end, next));
     }
-    if (entry.bytes() != *bytes) {
+    if (entry.bytes() != *bits / 8) {
       tensor_fail(fmt::format("data_offsets: {} bytes, its shape and dtype have {}", entry.bytes(),
-                              *bytes));
+                              *bits / 8));
     }
     next = entry.end;
   }
@@ -227,9 +224,9 @@ const SafetensorsEntry* SafetensorsHeader::find(std::string_view name) const {
   return found == entries.end() ? nullptr : &*found;
 }
 
-std::optional<uint64_t> bytes_of_safetensors_dtype(std::string_view dtype) {
-  for (const auto& [name, bytes] : kDTypes) {
-    if (name == dtype) return bytes;
+std::optional<uint64_t> bits_of_safetensors_dtype(std::string_view dtype) {
+  for (const auto& [name, bits] : kDTypes) {
+    if (name == dtype) return bits;
   }
   return std::nullopt;
 }
@@ -238,9 +235,9 @@ std::string lay_out_safetensors(SafetensorsHeader& header) {
   std::string text = fmt::format("{{\"{}\":{}", kMetadataKey, json(header.metadata).dump());
   uint64_t next = 0;
   for (SafetensorsEntry& entry : header.entries) {
-    const auto bytes = bytes_by_shape(entry, bytes_of_safetensors_dtype(entry.dtype).value());
+    const auto bits = bits_by_shape(entry, bits_of_safetensors_dtype(entry.dtype).value());
     entry.begin = next;
-    entry.end = next += bytes.value();
+    entry.end = next += bits.value() / 8;
     text += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
                         json(entry.name).dump(), entry.dtype, fmt::join(entry.shape, ","),
                         entry.begin, entry.end);
@@ -260,7 +257,10 @@ std::string lay_out_safetensors(SafetensorsHeader& header) {
 SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_bytes,
                                            const std::string& where) {
   // The parser would skip a byte order mark and take a zero byte for the end.
-  if (!text.starts_with('{')) fail(where, "the header does not begin with '{'");
+  const size_t begin = text.find_first_not_of(" \t\n\r");
+  if (begin == std::string_view::npos || text[begin] != '{') {
+    fail(where, "the header does not begin with '{'");
+  }
   if (text.find('\0') != std::string_view::npos) fail(where, "a zero byte in the header");
   HeaderBuilder builder(where);
   json::sax_parse(text.begin(), text.end(), &builder);

@@ -4,9 +4,9 @@
 //   end]}, ...}
 // and the tensors' bytes, row-major, little-endian, one after another without holes.
 //
-// The reader takes what the format's reference takes, and is stricter in two points: a key may not
-// stand twice and a tensor may have no further fields. Files may come from anywhere: every size is
-// checked before it is used.
+// The reader takes what the format's reference takes, white space before the header's '{' included,
+// and is stricter in two points: a key may not stand twice and a tensor may have no further fields.
+// Files may come from anywhere: every size is checked before it is used.
 #pragma once
 
 #include <cstddef>
@@ -44,8 +44,9 @@ struct SafetensorsHeader {
 /// The largest header that the format allows.
 constexpr uint64_t kLargestSafetensorsHeader = 100'000'000;
 
-/// Bytes of an element, for the dtypes of whole bytes that the format names.
-std::optional<uint64_t> bytes_of_safetensors_dtype(std::string_view dtype);
+/// Bits of an element, for the dtypes that the format names. Those of less than 8 bits are packed:
+/// a tensor of them has whole bytes.
+std::optional<uint64_t> bits_of_safetensors_dtype(std::string_view dtype);
 
 /// Sets begin and end of every entry (in the order given), data_offset and data_bytes, and returns
 /// the file's bytes up to its data, padded with spaces to a multiple of 8. Entries of larger

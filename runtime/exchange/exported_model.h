@@ -33,6 +33,7 @@ struct ExportResult {
   int64_t parameters = 0;
   uint64_t bytes = 0;  // of weights
   int files = 0;       // of weights
+  std::vector<std::string> warnings;
 };
 
 class ExportedModel {

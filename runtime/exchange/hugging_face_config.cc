@@ -11,12 +11,11 @@
 #include <set>
 
 #include "kernels/error.h"
-#include "runtime/checkpoint/safetensors.h"
+#include "runtime/exchange/json_text.h"
 
 namespace flashshard::exchange {
 namespace {
 
-using checkpoint::in_quotes;
 using nlohmann::json;
 
 struct Family {
@@ -202,9 +201,11 @@ nlohmann::ordered_json rope_scaling_of(const RopeScaling& scaling) {
 }  // namespace
 
 HuggingFaceConfig read_hugging_face_config(std::string_view text, const std::string& where) {
-  const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object()) throw Error(ExitCode::kCheckpoint, "it is no JSON object", where);
-  Fields fields(object, where);
+  const auto object = parse_json(text);
+  if (!object || !object->is_object()) {
+    throw Error(ExitCode::kCheckpoint, "it is no JSON object", where);
+  }
+  Fields fields(*object, where);
   HuggingFaceConfig config;
   const Family& family = family_of(fields);
   check_fixed(fields);

@@ -73,9 +73,10 @@ std::string index_of(std::span<const WeightFile> files, uint64_t bytes) {
 ExportResult export_hugging_face(const ExportRequest& request) {
   ExportedModel model(request);
   const auto files = split(model.tensors(), request.dtype, request.shard_bytes);
-  ExportResult result{.tensors = static_cast<int64_t>(model.tensors().size()),
-                      .parameters = llama_parameter_count(model.options()),
-                      .files = static_cast<int>(files.size())};
+  ExportResult result;
+  result.tensors = static_cast<int64_t>(model.tensors().size());
+  result.parameters = llama_parameter_count(model.options());
+  result.files = static_cast<int>(files.size());
   for (const ModelTensor& tensor : model.tensors()) result.bytes += bytes_of(tensor, request.dtype);
 
   OutputFolder output(*request.file_system, request.output);

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "kernels/numerics/bf16.h"
 #include "kernels/numerics/fp16.h"
+#include "runtime/exchange/json_text.h"
 
 namespace flashshard::exchange {
 namespace {
@@ -17,18 +17,17 @@ using checkpoint::in_quotes;
 using checkpoint::join;
 using checkpoint::kind_of;
 using checkpoint::PathKind;
-using nlohmann::json;
 
 /// weight_map of an index: the file of each tensor. The names cannot lead out of the folder.
 std::map<std::string, std::string> read_index(checkpoint::FileSystem& file_system,
                                               const std::string& path) {
-  const json index = json::parse(checkpoint::read_file(file_system, path, kLargestJson), nullptr,
-                                 /*allow_exceptions=*/false);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
+  const auto index = parse_json(checkpoint::read_file(file_system, path, kLargestJson));
+  if (!index || !index->is_object() || !index->contains("weight_map") ||
+      !index->at("weight_map").is_object()) {
     throw Error(ExitCode::kCheckpoint, "it has no object weight_map", path);
   }
   std::map<std::string, std::string> map;
-  for (const auto& [tensor, file] : index["weight_map"].items()) {
+  for (const auto& [tensor, file] : index->at("weight_map").items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
     if (!name.ends_with(".safetensors") || name.find('/') != std::string::npos ||
         name.find('\0') != std::string::npos) {

@@ -138,6 +138,33 @@ class Runs(EndToEnd):
         self.assertEqual(evaluation["tokens"], 100)  # 20 of 400 pairs are held out, 5 tokens of each count
         self.assertAlmostEqual(evaluation["bits_per_byte"], evaluation["bits_per_token"] * 5 / 4)
 
+    def test_a_checkpoint_resumes_on_other_ranks_and_leaves_and_comes_back(self):
+        settings = ("train.micro_batch=1",)
+        self.call(self.train("run", *settings), ranks=4)
+        for ranks in (1, 2, 3, 8):
+            out = self.folder / f"for-{ranks}"
+            self.call(["reshard", self.folder / "run", "--ranks", ranks, "--output", out / "checkpoints"])
+            self.assertIn("is whole", self.call(["verify", out]).stdout)
+            self.assertEqual(self.hash(f"for-{ranks}"), self.hash())
+        older = self.folder / "run" / "checkpoints" / "step-00000010"
+        self.call(self.train("other", *settings) + ["--resume", older], ranks=3)
+        self.assertAlmostEqual(self.metrics("other")[-1]["validation_loss"], self.metrics()[-1]["validation_loss"], delta=0.05)
+
+        def hashes(run):
+            return json.loads(self.call(["hash", self.folder / run, "--json"]).stdout)
+        for dtype, classes in (("bf16", ["weights"]), ("fp32", ["weights", "correction"])):
+            self.call(["export", self.folder / "run", "--format", "hf", "--dtype", dtype, "--output", self.folder / dtype])
+            self.call(["import", "--from-hf", self.folder / dtype, "--output", self.folder / f"from-{dtype}"])
+            for name in classes:
+                self.assertEqual(hashes(f"from-{dtype}")[name], hashes("run")[name])
+        generate = ["--prompt", "and ", "--tokens", "30", "--temperature", "0"]
+        self.assertEqual(self.call(["generate", "--checkpoint", self.folder / "from-bf16", *generate]).stdout,
+                         self.call(["generate", "--checkpoint", self.folder / "run", *generate]).stdout)
+        self.call(self.train("tuned", f"model.initialize_from={self.folder}/from-fp32", "train.steps=10"), ranks=2)
+        self.assertLess(self.metrics("tuned")[0]["loss"], 0.8 * self.metrics()[0]["loss"])
+        self.call(["export", self.folder / "run", "--format", "gguf", "--output", self.folder / "gguf"])
+        self.assertEqual((self.folder / "gguf" / "model.gguf").read_bytes()[:4], b"GGUF")
+
     def test_a_request_to_stop_saves_and_the_resumed_run_ends_with_the_same_hash(self):
         self.call(self.train("whole", *LONG), ranks=2)
         for number, wanted in ((signal.SIGUSR1, "SIGUSR1"), (signal.SIGUSR2, "SIGUSR2")):
@@ -337,12 +364,89 @@ class BadInput(EndToEnd):
         result = self.call(["verify", self.folder / "run"], code=4)
         self.assertIn("state-00001.safetensors", result.stdout)
         self.refused(4, "state-00001.safetensors", settings=["train.steps=30"])
-        self.refused(4, "2 ranks", ranks=3)
+        self.refused(4, "cannot resume from", ranks=3, settings=["train.steps=30"])
+
+    def test_exports_imports_and_reshards_are_refused_with_their_codes(self):
+        self.call(self.train(), ranks=2)
+        run, out = self.folder / "run", self.folder / "out"
+
+        def refused(code, *words, arguments):
+            self.refused(code, *words, ranks=None, arguments=arguments)
+            self.assertFalse(out.exists())
+            self.assertEqual([p.name for p in self.folder.iterdir() if ".tmp-" in p.name], [])
+        refused(2, "nowhere", arguments=["export", self.folder / "nowhere", "--format", "hf", "--output", out])
+        refused(2, "onnx", arguments=["export", run, "--format", "onnx", "--output", out])
+        refused(2, "exists already", arguments=["export", run, "--format", "hf", "--output", run])
+        refused(2, "exists already", arguments=["export", run, "--format", "gguf", "--output", run])
+        refused(2, "--ranks", arguments=["reshard", run, "--ranks", "0", "--output", out])
+        refused(2, "step-00000020", arguments=["reshard", run, "--ranks", "3", "--output", run / "checkpoints"])
+        refused(2, "config.json", arguments=["import", "--from-hf", run, "--output", out])
+        (self.folder / "config.json").write_text('{"model_type": "gpt2"}')
+        refused(4, "model_type", "config.json", arguments=["import", "--from-hf", self.folder, "--output", out])
+        self.call(["export", run, "--format", "hf", "--output", self.folder / "hf"])
+        weights = self.folder / "hf" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        refused(4, "model.safetensors", arguments=["import", "--from-hf", self.folder / "hf", "--output", out])
+        # A full disk, as a limit on the size of a file.
+        for arguments in (["export", run, "--format", "hf"], ["export", run, "--format", "gguf"], ["reshard", run, "--ranks", "1"]):
+            command = ["bash", "-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "bash", *self.command([*arguments, "--output", out], None)]
+            result = subprocess.run(command, text=True, timeout=LIMIT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual(result.returncode, 5, result.stderr)
+            self.assertEqual([p for p in out.rglob("*") if p.is_file()] if out.exists() else [], [])
+            shutil.rmtree(out, ignore_errors=True)
 
     def test_a_folder_that_cannot_be_used_has_code_2(self):
         (self.folder / "file").write_text("x")
         self.refused(2, "file", settings=[f"run.dir={self.folder}/file"])
         self.refused(2, "missing", settings=[f"run.dir={self.folder}/missing/parent/run"])
+
+
+class Benchmarks(EndToEnd):
+    SMALL = ("bench", "optimizer", "--elements", "65536", "--repeat", "2")
+
+    def test_optimizer_measures_every_loop_beside_a_copy_and_the_plain_loops(self):
+        path = self.folder / "bench.json"
+        out = self.call([*self.SMALL, "--json", path]).stdout
+        report = json.loads(path.read_text())
+        self.assertEqual((report["elements"], report["threads"], report["rounds"]), (65536, 1, 2))
+        for field in ("compiler", "machine", "version", "clock", "rounding"):
+            self.assertTrue(report[field])
+        sets = report["machine"]["instruction_sets"]
+        self.assertEqual(sets[0], "scalar")
+        ours = [row for row in report["rows"] if row["implementation"] == "flashshard"]
+        kinds = {(r["rule"], r["format"], r["master_weight_bits"], r["instruction_set"]) for r in ours}
+        self.assertEqual(len(kinds), len(ours))
+        self.assertEqual(len(ours), 5 * 3 * 3 * len(sets))
+        for row in report["rows"]:
+            self.assertAlmostEqual(row["params_per_second"], 65536 / row["seconds"], delta=1e-6 * row["params_per_second"])
+            self.assertAlmostEqual(row["time_over_copy"], row["seconds"] / row["copy_seconds"], places=6)
+            self.assertLessEqual(row["seconds_shortest"], row["seconds"])
+            self.assertLessEqual(row["seconds"], row["seconds_longest"])
+        adamw = {(r["format"], r["master_weight_bits"]): r for r in ours if r["rule"] == "ADAMW"}
+        self.assertEqual(adamw["V2", 24]["bytes_per_parameter"], 12.25)
+        self.assertEqual(adamw["FP32", 32]["bytes_per_parameter"], 26)
+        peers = [(r["rule"], r["format"], r["implementation"]) for r in report["rows"] if r["implementation"] != "flashshard"]
+        expected = [("ADAMW", f, "plain_loop") for f in ("V2", "FLASHOPTIM_V1", "FP32")]
+        expected += [("ADAMW", f, "hinted_loop") for f in ("V2", "FLASHOPTIM_V1")]
+        self.assertEqual(sorted(peers), sorted(expected * (len(sets) - 1)))
+        self.assertEqual(len(out.splitlines()), 3 + len(report["rows"]))
+
+    def test_optimizer_measures_what_was_chosen(self):
+        path = self.folder / "bench.json"
+        self.call([*self.SMALL, "--rule", "LION", "--format", "V2", "--master", "24", "--isa", "scalar", "--rounding", "NEAREST",
+                   "--threads", "2", "--json", path])
+        report = json.loads(path.read_text())
+        self.assertEqual((report["clock"], report["rounding"], report["threads"]), ("wall", "NEAREST", 2))
+        self.assertEqual([(r["rule"], r["format"], r["over_plain_loop"]) for r in report["rows"]], [("LION", "V2", None)])
+
+    def test_bad_options_are_one_line_and_nothing_is_measured(self):
+        for wrong in (["--elements", "0"], ["--elements", "33"], ["--elements", "many"], ["--rule", "PAINT"], ["--format", "V3"],
+                      ["--master", "16"], ["--isa", "mmx"], ["--rounding", "UP"], ["--threads", "0"], ["--repeat", "0"],
+                      ["--json", self.folder / "nowhere" / "bench.json"], ["--json", self.folder]):
+            result = self.call([*self.SMALL, *wrong], code=2)
+            self.assertEqual((len(self.errors(result)), result.stdout), (1, ""), result.stderr)
+        self.assertEqual(len(self.errors(self.call(["bench"], code=2))), 1)
+        self.assertIn("Example", self.call(["bench", "optimizer", "--help"]).stdout)
 
 
 if __name__ == "__main__":

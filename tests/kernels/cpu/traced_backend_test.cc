@@ -50,6 +50,31 @@ TEST_F(Traced, OperationsAndRangesAreRecordedInTheOrderInWhichTheyEnd) {
   EXPECT_THAT(b_, ElementsAre(0, 0, 0, 0));
 }
 
+TEST_F(Traced, AttentionTellsWhetherItKeepsToDocuments) {
+  std::array<float, 6> qkv = {1, 2, 3, 4, 5, 6};
+  std::array<float, 2> out = {}, log_sum_exp = {};
+  std::array<int32_t, 2> starts = {0, 1};
+  AttentionForward call = {
+      .out = Tensor(out.data(), DType::kFP32, {2, 1}),
+      .log_sum_exp = Tensor(log_sum_exp.data(), DType::kFP32, {2, 1}),
+      .qkv = Tensor(qkv.data(), DType::kFP32, {2, 3}),
+      .shape = {.sequences = 1, .sequence_length = 2, .heads = 1, .kv_heads = 1, .head_dim = 1}};
+  const size_t bytes = backend_.workspace_bytes(call);
+  void* const workspace = backend_.allocate(bytes);
+  backend_.bind_workspace(workspace, bytes);
+  backend_.start();
+  backend_.attention(call);
+  EXPECT_NE(out[1], 6);
+  call.document_starts = Tensor(starts.data(), DType::kINT32, {2});
+  backend_.attention(call);
+  EXPECT_EQ(out[1], 6) << "the token's own value";
+  const auto events = backend_.stop();
+  backend_.release(workspace, bytes);
+  ASSERT_THAT(names(events), ElementsAre("attention", "attention"));
+  EXPECT_EQ(events[0].detail, "2 x 3");
+  EXPECT_EQ(events[1].detail, "2 x 3, within documents");
+}
+
 TEST_F(Traced, NothingIsRecordedOutsideStartAndStop) {
   multiply();
   const BackendRange before(backend_, "open before");

@@ -93,7 +93,10 @@ const std::string kGood = R"("dtype":"U8","shape":[4],"data_offsets":[0,4])";
 INSTANTIATE_TEST_SUITE_P(
     Cases, BadSafetensorsHeader,
     ::testing::Values(
-        BadHeader{"Empty", "", 0, "begin with '{'"}, BadHeader{"Space", " {}", 0, "begin with '{'"},
+        BadHeader{"Empty", "", 0, "begin with '{'"},
+        BadHeader{"OnlySpace", " \n\t\r", 0, "begin with '{'"},
+        BadHeader{"List", " []", 0, "begin with '{'"},
+        BadHeader{"FormFeedBefore", "\f{}", 0, "begin with '{'"},
         BadHeader{"ByteOrderMark", "\xef\xbb\xbf{}", 0, "begin with '{'"},
         BadHeader{"CutShort", R"({"t":{"dtype":)", 0, "no JSON"},
         BadHeader{"SomethingBehind", "{} x", 0, "no JSON"},
@@ -119,8 +122,35 @@ INSTANTIATE_TEST_SUITE_P(
         BadHeader{"NoOffsets", tensor(R"("dtype":"U8","shape":[4])"), 4, "data_offsets is missing"},
         BadHeader{"UnknownDType", tensor(R"("dtype":"U9","shape":[4],"data_offsets":[0,4])"), 4,
                   "unknown dtype \"U9\""},
-        BadHeader{"SubByteDType", tensor(R"("dtype":"F4","shape":[8],"data_offsets":[0,4])"), 4,
-                  "unknown dtype"},
+        BadHeader{"DTypeInLowerCase", tensor(R"("dtype":"f32","shape":[1],"data_offsets":[0,4])"),
+                  4, "unknown dtype \"f32\""},
+        BadHeader{"HalfAByte", tensor(R"("dtype":"F4","shape":[7],"data_offsets":[0,4])"), 4,
+                  "28 bits are no whole bytes"},
+        BadHeader{"SubByteSizeDiffers",
+                  tensor(R"("dtype":"F6_E3M2","shape":[8],"data_offsets":[0,8])"), 8,
+                  "8 bytes, its shape and dtype have 6"},
+        BadHeader{"ElementsOverflowThoughEmpty",
+                  tensor(R"("dtype":"U8","shape":[4294967296,4294967296,0],"data_offsets":[0,0])"),
+                  0, "more elements than 64 bits"},
+        BadHeader{"BitsOverflow",
+                  tensor(R"("dtype":"U8","shape":[2305843009213693952],"data_offsets":[0,0])"), 0,
+                  "more elements than 64 bits"},
+        BadHeader{
+            "OffsetsAtTheEndOf64Bits",
+            tensor(
+                R"("dtype":"U8","shape":[4],"data_offsets":[18446744073709551612,18446744073709551615])"),
+            4, "goes on at 0"},
+        BadHeader{"SameBytesTwice",
+                  R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+                  R"("b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+                  2, "\"b\""},
+        BadHeader{"TensorTwiceInAnotherSpelling",
+                  R"({"t":{)" + kGood + R"(},"\u0074":{)" + kGood + "}}", 4, "\"t\" stands twice"},
+        BadHeader{"LoneSurrogate", R"({"\ud800":{)" + kGood + "}}", 4, "no JSON"},
+        BadHeader{"ControlCharacterInAName", "{\"\n\":{" + kGood + "}}", 4, "no JSON"},
+        BadHeader{"TrailingComma", R"({"t":{)" + kGood + "},}", 4, "no JSON"},
+        BadHeader{"MinusZero", tensor(R"("dtype":"U8","shape":[-0],"data_offsets":[0,0])"), 0,
+                  "a negative number"},
         BadHeader{"DTypeIsNumber", tensor(R"("dtype":8,"shape":[4],"data_offsets":[0,4])"), 4,
                   "a number where"},
         BadHeader{"NegativeDimension", tensor(R"("dtype":"U8","shape":[-4],"data_offsets":[0,4])"),
@@ -170,6 +200,36 @@ INSTANTIATE_TEST_SUITE_P(
                       "\":{\"dtype\":\"X\",\"shape\":[],\"data_offsets\":[0,1]}}",
                   1, "nnn\"..."}),
     [](const auto& test_case) { return test_case.param.name; });
+
+TEST(Safetensors, WhiteSpaceAroundTheHeaderAndNoMetadataAreTheFormats) {
+  const std::string json = " \n\t" + tensor(kGood) + "  ";
+  EXPECT_EQ(parse_safetensors_header(json, 4, "f").entries.size(), 1u);
+  EXPECT_TRUE(parse_safetensors_header("{}", 0, "f").entries.empty());
+  EXPECT_TRUE(parse_safetensors_header(R"({"__metadata__":null})", 0, "f").metadata.empty());
+  // Empty tensors may stand between others, at the same offset.
+  const auto header =
+      parse_safetensors_header(R"({"b":{"dtype":"U8","shape":[0,9],"data_offsets":[2,2]},)"
+                               R"("c":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},)"
+                               R"("a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+                               3, "f");
+  EXPECT_EQ(header.entries[0].name, "a");
+  EXPECT_EQ(header.entries[1].name, "b");
+}
+
+TEST(Safetensors, EveryTypeOfTheFormatHasItsBits) {
+  for (const auto& [dtype, bytes] : std::vector<std::pair<std::string, int>>{
+           {"F4", 4},          {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"BOOL", 8},    {"U8", 8},
+           {"I8", 8},          {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},
+           {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16},    {"BF16", 16},
+           {"I32", 32},        {"U32", 32},    {"F32", 32},    {"C64", 64},    {"F64", 64},
+           {"I64", 64},        {"U64", 64}}) {
+    // Eight elements have as many bytes as one has bits.
+    const std::string json = R"({"t":{"dtype":")" + dtype +
+                             R"(","shape":[2,4],"data_offsets":[0,)" + std::to_string(bytes) +
+                             "]}}";
+    EXPECT_NO_THROW(parse_safetensors_header(json, static_cast<uint64_t>(bytes), "f")) << dtype;
+  }
+}
 
 struct BadFile {
   std::string name;

@@ -85,7 +85,7 @@ TEST_P(LaterFieldTest, IsUnknown) {
   EXPECT_THAT(refused_override({GetParam() + "=1"}), StartsWith("unknown field " + GetParam()));
 }
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
-                         ::testing::Values("parallelism.hybrid", "numerics.check",
+                         ::testing::Values("parallelism.hybrid", "optimizer.galore_rank",
                                            "checkpoint.async", "optimizer.weight_format"));
 
 struct WrongValue {

@@ -181,8 +181,11 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& test_case) { return test_case.param.name; });
 
 TEST(HuggingFaceConfig, ThatIsNoObjectIsRefused) {
-  for (const char* text : {"", "[]", "{", "\xff", "3"}) {
-    EXPECT_THROW(read_hugging_face_config(text, "config.json"), Error) << text;
+  const std::string deep = R"({"hidden_act":)" + std::string(1'000'000, '[');
+  for (const std::string& text :
+       {std::string(), std::string("[]"), std::string("{"), std::string("\xff"), std::string("3"),
+        deep, deep + std::string(1'000'000, ']') + "}"}) {
+    EXPECT_THROW(read_hugging_face_config(text, "config.json"), Error) << text.substr(0, 20);
   }
 }
 

@@ -1,0 +1,210 @@
+#include "runtime/exchange/gguf_vocabulary.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "kernels/error.h"
+#include "proto/sentencepiece.pb.h"
+#include "runtime/data/file.h"
+#include "runtime/exchange/json_text.h"
+#include "runtime/exchange/tokenizer_files.h"
+
+namespace flashshard::exchange {
+namespace {
+
+using nlohmann::json;
+
+constexpr int32_t kNormal = 1;
+constexpr int32_t kControl = 3;
+constexpr int32_t kUserDefined = 4;
+constexpr int32_t kUnused = 5;
+constexpr int32_t kByte = 6;
+
+/// How families split text before their merges, by the regular expression in tokenizer.json.
+struct Splitting {
+  std::string_view name;
+  std::string_view expression;
+};
+constexpr std::array<Splitting, 2> kSplittings = {
+    {{"llama-bpe",
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
+     {"qwen2",
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}}};
+
+[[noreturn]] void refuse(const std::string& where, std::string_view why) {
+  throw Error(ExitCode::kUsage,
+              fmt::format("llama.cpp has no counterpart of this tokenizer: {}", why), where,
+              "leave it out with --no-tokenizer");
+}
+[[noreturn]] void damaged(const std::string& where, std::string_view what) {
+  throw Error(ExitCode::kBadData, fmt::format("bad tokenizer file: {}", what), where);
+}
+
+GgufVocabulary byte_vocabulary() {
+  GgufVocabulary vocabulary;
+  vocabulary.model = "gpt2";
+  vocabulary.splitting = "gpt-2";
+  for (int byte = 0; byte < 256; ++byte) {
+    vocabulary.tokens.push_back(byte_level_character(static_cast<uint8_t>(byte)));
+    vocabulary.types.push_back(byte == 0 ? kControl : kNormal);
+  }
+  return vocabulary;
+}
+
+GgufVocabulary sentencepiece_vocabulary(const std::filesystem::path& path) {
+  const data::MappedFile file(path);
+  proto::SentencePieceModel model;
+  if (file.bytes().size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
+      !model.ParseFromArray(file.bytes().data(), static_cast<int>(file.bytes().size()))) {
+    damaged(path.string(), "it is no SentencePiece model");
+  }
+  if (model.trainer().model_type() != 2)
+    refuse(path.string(), "its model is not byte-pair encoding");
+  GgufVocabulary vocabulary;
+  vocabulary.model = "llama";
+  vocabulary.splitting = "default";
+  for (const auto& piece : model.pieces()) {
+    vocabulary.tokens.push_back(piece.piece());
+    vocabulary.scores.push_back(piece.score());
+    vocabulary.types.push_back(piece.type());
+  }
+  if (std::ranges::count(vocabulary.types, kByte) != 256) {
+    refuse(path.string(), "it does not fall back to bytes");
+  }
+  vocabulary.add_space_prefix = model.normalizer().add_dummy_prefix();
+  if (model.normalizer().remove_extra_whitespaces() ||
+      !model.normalizer().precompiled_charsmap().empty()) {
+    vocabulary.warnings.emplace_back(
+        "the tokenizer changes white space or characters before it splits a text; llama.cpp does "
+        "not");
+  }
+  return vocabulary;
+}
+
+/// llama.cpp's name for the pre-tokenizer of a byte-level BPE.
+std::string splitting_of(const json& pre_tokenizer, const std::string& where) {
+  const json steps = pre_tokenizer.is_object() && pre_tokenizer.value("type", "") == "Sequence"
+                         ? pre_tokenizer.value("pretokenizers", json::array())
+                         : json::array({pre_tokenizer});
+  std::string name;
+  bool byte_level = false;
+  for (const json& step : steps) {
+    if (!step.is_object()) break;
+    const std::string type = step.value("type", "");
+    if (type == "ByteLevel") {
+      byte_level = true;
+      if (step.value("add_prefix_space", true)) refuse(where, "it adds a space before a text");
+      if (step.value("use_regex", true)) name = "gpt-2";
+    } else if (type == "Split") {
+      const json pattern = step.value("pattern", json::object());
+      const std::string expression = pattern.is_object() ? pattern.value("Regex", "") : "";
+      const auto known = std::ranges::find(kSplittings, expression, &Splitting::expression);
+      if (known != kSplittings.end()) name = known->name;
+    } else {
+      refuse(where, fmt::format("its pre-tokenizer is {}", type));
+    }
+  }
+  if (!byte_level) refuse(where, "it is not byte-level");
+  if (name.empty()) refuse(where, "its splitting expression is not one of Llama 3, Qwen2 or GPT-2");
+  return name;
+}
+
+void set_token(GgufVocabulary& vocabulary, const json& id, const std::string& text, int32_t type,
+               const std::string& where) {
+  constexpr int64_t kMostTokens = 1 << 24;
+  if (!id.is_number_unsigned() || id >= kMostTokens)
+    damaged(where, "an id is no number of a token");
+  const auto at = id.get<size_t>();
+  if (at >= vocabulary.tokens.size()) {
+    vocabulary.tokens.resize(at + 1);
+    vocabulary.types.resize(at + 1, kUnused);
+  }
+  vocabulary.tokens[at] = text;
+  vocabulary.types[at] = type;
+}
+
+GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
+  const std::string where = path.string();
+  const data::MappedFile file(path);
+  const auto parsed =
+      parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+  if (!parsed || !parsed->is_object() || !parsed->contains("model")) {
+    damaged(where, "it has no model");
+  }
+  const json& tokenizer = *parsed;
+  try {
+    const json& model = tokenizer.at("model");
+    if (model.value("type", "BPE") != "BPE") refuse(where, "its model is not byte-pair encoding");
+    const json normalizer = tokenizer.value("normalizer", json());
+    if (!normalizer.is_null() && normalizer.value("type", "") != "NFC") {
+      refuse(where, "its normalizer is not NFC");
+    }
+    GgufVocabulary vocabulary;
+    vocabulary.model = "gpt2";
+    vocabulary.splitting = splitting_of(tokenizer.value("pre_tokenizer", json()), where);
+    for (const auto& [token, id] : model.at("vocab").items()) {
+      set_token(vocabulary, id, token, kNormal, where);
+    }
+    for (const json& added : tokenizer.value("added_tokens", json::array())) {
+      set_token(vocabulary, added.at("id"), added.at("content").get<std::string>(),
+                added.value("special", false) ? kControl : kUserDefined, where);
+    }
+    for (const json& merge : model.at("merges")) {
+      vocabulary.merges.push_back(merge.is_array() ? merge.at(0).get<std::string>() + " " +
+                                                         merge.at(1).get<std::string>()
+                                                   : merge.get<std::string>());
+    }
+    return vocabulary;
+  } catch (const json::exception& error) {
+    damaged(where, error.what());
+  }
+}
+
+}  // namespace
+
+GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
+                                    const std::filesystem::path& folder) {
+  if (identity.kind == "byte") return byte_vocabulary();
+  if (identity.kind != "sentencepiece" && identity.kind != "hf") {
+    refuse("", fmt::format("{} shards do not say how their tokens were made", identity.kind));
+  }
+  const bool pieces = identity.kind == "sentencepiece";
+  const auto path = folder / (pieces ? data::kSentencePieceFile : data::kHuggingFaceFile);
+  require_tokenizer_file(identity, path);
+  return pieces ? sentencepiece_vocabulary(path) : hugging_face_vocabulary(path);
+}
+
+void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t rows,
+                    GgufHeader& header) {
+  if (static_cast<int64_t>(vocabulary.tokens.size()) > rows) {
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("the tokenizer has {} tokens, the model {}", vocabulary.tokens.size(), rows),
+        "", "leave it out with --no-tokenizer");
+  }
+  vocabulary.tokens.resize(static_cast<size_t>(rows));
+  vocabulary.types.resize(static_cast<size_t>(rows), kUnused);
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+    // llama.cpp wants a text of its own for every token.
+    if (vocabulary.tokens[i].empty()) vocabulary.tokens[i] = fmt::format("[PAD{}]", i);
+  }
+  header.add_text("tokenizer.ggml.model", vocabulary.model);
+  header.add_text("tokenizer.ggml.pre", vocabulary.splitting);
+  header.add_texts("tokenizer.ggml.tokens", vocabulary.tokens);
+  if (vocabulary.model == "llama") {
+    vocabulary.scores.resize(static_cast<size_t>(rows), -1000.0f);
+    header.add_reals("tokenizer.ggml.scores", vocabulary.scores);
+  }
+  header.add_integers("tokenizer.ggml.token_type", vocabulary.types);
+  if (vocabulary.model == "gpt2") header.add_texts("tokenizer.ggml.merges", vocabulary.merges);
+  if (end_of_document >= 0) header.add_number("tokenizer.ggml.eos_token_id", end_of_document);
+  header.add_flag("tokenizer.ggml.add_bos_token", false);
+  header.add_flag("tokenizer.ggml.add_eos_token", false);
+  header.add_flag("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix);
+}
+
+}  // namespace flashshard::exchange
