@@ -1,5 +1,7 @@
 #include "optim/bucket_gather.h"
 
+#include <limits>
+
 #include "optim/stopwatch.h"
 
 namespace flashshard {
@@ -25,11 +27,30 @@ void BucketGather::start(const Bucket& bucket) {
   next_ = (next_ + 1) % kTransfersInFlight;
 }
 
-void BucketGather::finish() {
+void BucketGather::start_all() {
+  finish();
+  if (communicator_.world_size() == 1) return;
+  queued_ = plan_.buckets().size();
+  for (size_t i = 0; i < kTransfersInFlight; ++i) start_queued();
+}
+
+void BucketGather::start_queued() {
+  if (queued_ > 0) start(plan_.buckets()[--queued_]);  // stored in backward order
+}
+
+void BucketGather::wait_for(int layer) {
   for (size_t i = 0; i < kTransfersInFlight; ++i) {
-    finish_transfer((next_ + i) % kTransfersInFlight);
+    while (in_flight_[next_] != nullptr && in_flight_[next_]->layer <= layer) {
+      finish_transfer(next_);
+      if (queued_ == 0) break;
+      start_queued();
+    }
+    if (in_flight_[next_] != nullptr) return;
+    next_ = (next_ + 1) % kTransfersInFlight;
   }
 }
+
+void BucketGather::finish() { wait_for(std::numeric_limits<int>::max()); }
 
 void BucketGather::start_transfer(size_t transfer, const Bucket& bucket) {
   const Stopwatch watch;

@@ -35,9 +35,14 @@ class BucketGather {
   /// Collective.
   void run(const Work& before, const Work& after);
 
+  /// Starts on every bucket in forward order. wait_for() finishes those of layers up to `layer` and
+  /// starts as many others. Both collective, in the same order on every rank.
+  void start_all();
+  void wait_for(int layer);
+
   /// Sends the bucket's own rows; the transfer before the last one is finished first. Collective.
   void start(const Bucket& bucket);
-  /// Finishes what is in flight.
+  /// Finishes what is in flight and what start_all() has left.
   void finish();
   /// Called when all ranks' rows of a bucket are there.
   void set_after(Work after) { after_ = std::move(after); }
@@ -48,6 +53,7 @@ class BucketGather {
  private:
   void start_transfer(size_t transfer, const Bucket& bucket);
   void finish_transfer(size_t transfer);
+  void start_queued();
   void unpack(const Bucket& bucket, const std::byte* packed);
 
   Communicator& communicator_;
@@ -59,7 +65,8 @@ class BucketGather {
   std::string what_;
   std::array<Pending, kTransfersInFlight> pending_;
   std::array<const Bucket*, kTransfersInFlight> in_flight_ = {};
-  size_t next_ = 0;  // the transfer that is used next, the older of those in flight
+  size_t next_ = 0;    // the transfer that is used next, the older of those in flight
+  size_t queued_ = 0;  // buckets of start_all() that are not started, the last ones
   Work after_;
   double gather_ms_ = 0;
 };

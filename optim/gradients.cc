@@ -47,7 +47,8 @@ TransientGradientBytes transient_gradient_bytes(const ShardLayout& layout, DType
 
 int64_t reduced_bucket_bytes(const BucketPlan& plan, int rank, const GradientFormat& format) {
   const int world_size = plan.layout().world_size();
-  if (format.sharding.reduced_place(world_size) != ReducedPlace::kBucket) return 0;
+  const ReducedPlace place = format.sharding.reduced_place(world_size);
+  if (place != ReducedPlace::kBucket && place != ReducedPlace::kPacked) return 0;
   int64_t elements = 0;
   for (const Bucket& bucket : plan.buckets()) {
     const bool own = format.sharding.divides_states();
@@ -62,7 +63,8 @@ Gradients::Gradients(MemoryLedger& ledger, const BucketPlan& plan, int rank,
       rank_(rank),
       format_(format),
       place_(format.sharding.reduced_place(plan.layout().world_size())),
-      held_(static_cast<size_t>(plan.layout().tensors())) {
+      held_(static_cast<size_t>(plan.layout().tensors())),
+      backend_(ledger.backend()) {
   allocate_local(ledger);
   allocate_reduced(ledger);
 }
@@ -91,14 +93,24 @@ void Gradients::allocate_local(MemoryLedger& ledger) {
 }
 
 void Gradients::allocate_reduced(MemoryLedger& ledger) {
-  if (place_ == ReducedPlace::kBucket) {
-    const auto bytes = static_cast<size_t>(reduced_bucket_bytes(plan_, rank_, format_));
-    bucket_memory_ = static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, bytes));
-  }
-  if (place_ != ReducedPlace::kMemory) return;
+  const auto bytes = static_cast<size_t>(reduced_bucket_bytes(plan_, rank_, format_));
+  bucket_memory_ = static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, bytes));
   const ShardLayout& layout = plan_.layout();
   for (int t = 0; t < layout.tensors(); ++t) {
     const ParameterSpec& parameter = layout.parameter(t);
+    if (place_ == ReducedPlace::kPacked) {
+      const RowRange own = layout.rows_of(t, rank_);
+      Packed packed;
+      packed.first_row = own.first;
+      packed.high =
+          ledger.tensor(MemoryClass::kAccumulator, DType::kBF16, {own.count, parameter.cols});
+      if (format_.sharding.accumulator == AccumulatorFormat::kSplit) {
+        packed.low =
+            ledger.tensor(MemoryClass::kAccumulator, DType::kINT8, {own.count, parameter.cols});
+      }
+      packed_.push_back(packed);
+    }
+    if (place_ != ReducedPlace::kMemory) continue;
     const RowRange rows =
         format_.sharding.divides_states() ? layout.rows_of(t, rank_) : RowRange{0, parameter.rows};
     held_[static_cast<size_t>(t)] = {
@@ -107,8 +119,54 @@ void Gradients::allocate_reduced(MemoryLedger& ledger) {
   }
 }
 
+WeightFormat Gradients::packed_format() const {
+  return format_.sharding.accumulator == AccumulatorFormat::kSplit ? WeightFormat::kSplit24
+                                                                   : WeightFormat::kBF16;
+}
+
+/// `work(values, high, low)` of this rank's rows of every segment: fp32 in the bucket's memory, and
+/// their places in the accumulator.
+template <class Work>
+void Gradients::for_each_packed(const Bucket& bucket, const Work& work) {
+  for (const BucketSegment& segment : bucket.segments) {
+    const RowRange rows = plan_.rows(segment, rank_);
+    if (rows.count == 0) continue;
+    const Packed& packed = packed_[static_cast<size_t>(segment.tensor)];
+    const int64_t first = rows.first - packed.first_row;
+    work(reduced_rows(segment.tensor, rows), packed.high.row_range(first, rows.count),
+         packed.low ? packed.low.row_range(first, rows.count) : Tensor());
+  }
+}
+
+void Gradients::load(const Bucket& bucket) {
+  if (place_ != ReducedPlace::kPacked) return;
+  hold(bucket);
+  for_each_packed(bucket, [&](const Tensor& values, const Tensor& high, const Tensor& low) {
+    backend_.decode_master(
+        {packed_format(), values.as<float>(), high.data, low.data, values.elements()});
+  });
+}
+
+void Gradients::store(const Bucket& bucket) {
+  if (place_ != ReducedPlace::kPacked) return;
+  int64_t rejected = 0;
+  for_each_packed(bucket, [&](const Tensor& values, const Tensor& high, const Tensor& low) {
+    backend_.encode_master(
+        {packed_format(), values.as<float>(), high.data, low.data, values.elements(), &rejected});
+  });
+  backend_.synchronize();
+  if (rejected == 0) return;
+  constexpr uint16_t kNaN = 0x7fc0;
+  for_each_packed(bucket, [&](const Tensor& values, const Tensor& high, const Tensor& low) {
+    const std::vector<uint16_t> poison(static_cast<size_t>(values.elements()), kNaN);
+    backend_.copy(high.data, poison.data(), high.bytes());
+    if (low) backend_.zero(low.data, low.bytes());
+    backend_.synchronize();  // before `poison` goes
+  });
+}
+
 void Gradients::hold(const Bucket& bucket) {
-  if (place_ != ReducedPlace::kBucket) return;
+  if (place_ != ReducedPlace::kBucket && place_ != ReducedPlace::kPacked) return;
   for (auto& tensor : held_) tensor.clear();
   const bool own = format_.sharding.divides_states();
   const int first = own ? rank_ : 0;

@@ -39,8 +39,8 @@ struct TransientGradientBytes {
 };
 TransientGradientBytes transient_gradient_bytes(const ShardLayout& layout, DType dtype);
 
-/// Bytes of the largest bucket's reduced rows that `rank` holds, where they live for one bucket;
-/// otherwise 0.
+/// Bytes of the largest bucket's reduced rows that `rank` holds, where they live or are decoded for
+/// one bucket; otherwise 0.
 int64_t reduced_bucket_bytes(const BucketPlan& plan, int rank, const GradientFormat& format);
 
 class Gradients {
@@ -58,10 +58,15 @@ class Gradients {
     return local_[static_cast<size_t>(tensor)].row_range(rows.first, rows.count);
   }
   /// What the update reads: rows that this rank holds, its own or at stage 0 any; with
-  /// ReducedPlace::kBucket of the bucket last given to hold().
+  /// ReducedPlace::kBucket and kPacked of the bucket last given to hold() or load().
   Tensor reduced_rows(int tensor, RowRange rows) const;
-  /// ReducedPlace::kBucket: the memory is this bucket's now.
+  /// kBucket, kPacked: the memory is this bucket's now.
   void hold(const Bucket& bucket);
+  /// kPacked: the same, with this rank's sums decoded into it.
+  void load(const Bucket& bucket);
+  /// kPacked: encodes this rank's sums of the bucket held, to nearest. Where one is outside the
+  /// format (NaN, infinity), all of the bucket's become NaN and stay it until the next first round.
+  void store(const Bucket& bucket);
 
  private:
   void allocate_local(MemoryLedger& ledger);
@@ -79,6 +84,17 @@ class Gradients {
   ReducedPlace place_;
   std::vector<Tensor> local_;
   std::vector<std::vector<Held>> held_;  // by tensor, ascending
+  /// kPacked: this rank's rows of a tensor.
+  struct Packed {
+    int64_t first_row = 0;
+    Tensor high, low;  // bf16; int8, empty with AccumulatorFormat::kBF16
+  };
+  WeightFormat packed_format() const;
+  template <class Work>
+  void for_each_packed(const Bucket& bucket, const Work& work);
+
+  Backend& backend_;
+  std::vector<Packed> packed_;  // by tensor
   std::byte* bucket_memory_ = nullptr;
 };
 

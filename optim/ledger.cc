@@ -23,7 +23,9 @@ void add_gradients(const BucketPlan& plan, int rank, const GradientFormat& forma
     const auto transient = transient_gradient_bytes(layout, format.local());
     table[format.local_class()] += transient.slot + transient.tied;
   }
-  const bool memory = sharding.reduced_place(layout.world_size()) == ReducedPlace::kMemory;
+  const ReducedPlace place = sharding.reduced_place(layout.world_size());
+  const bool memory = place == ReducedPlace::kMemory;
+  const int64_t packed = sharding.accumulator == AccumulatorFormat::kSplit ? 3 : 2;
   for (int t = 0; t < layout.tensors(); ++t) {
     if (sharding.keeps_local_gradients()) {
       table[format.local_class()] += layout.parameter(t).elements() * width(format.local());
@@ -31,6 +33,9 @@ void add_gradients(const BucketPlan& plan, int rank, const GradientFormat& forma
     if (memory) {
       table[format.reduced_class()] += held(layout, t, rank, sharding.divides_states()) *
                                        width(format.reduced(layout.world_size()));
+    }
+    if (place == ReducedPlace::kPacked) {
+      table[MemoryClass::kAccumulator] += held(layout, t, rank, true) * packed;
     }
   }
   table[MemoryClass::kBuckets] += reduced_bucket_bytes(plan, rank, format);

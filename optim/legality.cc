@@ -16,8 +16,14 @@ constexpr std::array kRefusals = {
             "set `parallelism.reduce` EACH, use stage 1, or let `train.global_batch` be "
             "`train.micro_batch` x ranks",
             [](const Sharding& s) { return s.divides_gradients() && s.local_sums; }},
+    Refusal{"`parallelism.accumulator` BF16 or BF16_SPLIT with `parallelism.reduce` LAST",
+            "local sums are fp32: the model's backward adds to them element by element",
+            "leave `parallelism.accumulator` at FP32, or set `parallelism.reduce` EACH",
+            [](const Sharding& s) {
+              return s.accumulator != AccumulatorFormat::kFP32 && !s.has_accumulator();
+            }},
     Refusal{"`parallelism.reduced_gradient` FP32 with `parallelism.reduce` EACH",
-            "the update reads the fp32 accumulator as it is, nothing is rounded",
+            "the update reads the accumulator as it is, nothing more is rounded",
             "leave `parallelism.reduced_gradient` at BF16",
             [](const Sharding& s) { return s.has_accumulator() && s.fp32_reduced_gradient; }},
     Refusal{"`parallelism.reduced_gradient` FP32 at `parallelism.stage` 0 or 1",
@@ -55,6 +61,12 @@ constexpr std::array kRefusals = {
             "local sums depend on which rank computes which micro-batches",
             "set `parallelism.reduce` EACH",
             [](const Sharding& s) { return s.reproducible && !s.has_accumulator(); }},
+    Refusal{"`parallelism.reproducible` with `parallelism.accumulator` BF16 or BF16_SPLIT",
+            "they round once a round, and rounds depend on the number of ranks",
+            "leave `parallelism.accumulator` at FP32",
+            [](const Sharding& s) {
+              return s.reproducible && s.accumulator != AccumulatorFormat::kFP32;
+            }},
     Refusal{"`parallelism.reproducible` with `parallelism.order` TWO_LEVEL",
             "groups of ranks decide the order of the sums", "leave `parallelism.order` at FLAT",
             [](const Sharding& s) { return s.reproducible && s.two_level; }},
@@ -76,6 +88,8 @@ constexpr std::array kColumns = {
     Column{"LAST, several", {.local_sums = true}},
     Column{"LAST, one, reduced gradient FP32", {.fp32_reduced_gradient = true}},
     Column{"EACH", {.reduce = ReduceTime::kEach}},
+    Column{"EACH, accumulator BF16 or BF16_SPLIT",
+           {.reduce = ReduceTime::kEach, .accumulator = AccumulatorFormat::kSplit}},
     Column{"EACH, reproducible", {.reduce = ReduceTime::kEach, .reproducible = true}},
     Column{"release, LAST", {.release = true, .clip = ClipMode::kPrevious, .skips_buckets = true}},
     Column{"release, EACH",

@@ -41,7 +41,7 @@ BucketReducer::BucketReducer(Communicator& communicator, Backend& backend, Gradi
 void BucketReducer::start(const Bucket& bucket, const Round& round) {
   if (communicator_.world_size() == 1) {
     fold_alone(bucket, round);
-    if (round.last) reduced_(bucket);
+    if (round.last) announce(bucket);
     return;
   }
   finish_transfer(next_);
@@ -76,6 +76,7 @@ std::vector<Tensor> BucketReducer::own_rows(const Bucket& bucket) {
 // One rank's sum is its gradient, in the type that the update reads.
 void BucketReducer::fold_alone(const Bucket& bucket, const Round& round) {
   if (gradients_.reduced_place() == ReducedPlace::kLocal) return;
+  hold(bucket, round);
   for (const BucketSegment& segment : bucket.segments) {
     const RowRange rows = plan_.rows(segment, 0);
     if (rows.count == 0) continue;
@@ -88,6 +89,7 @@ void BucketReducer::fold_alone(const Bucket& bucket, const Round& round) {
     call.accumulate = !round.first;
     backend_.fold(call);
   }
+  gradients_.store(bucket);
 }
 
 // Rank p's rows of every segment, one behind the other, for p = 0, 1, ...: rounded to the wire's
@@ -142,10 +144,25 @@ void BucketReducer::finish_transfer(size_t index) {
   const Bucket& bucket = *std::exchange(transfer.bucket, nullptr);
   {
     const BackendRange range(backend_, "sum of gradients of layer", bucket.layer);
+    hold(bucket, transfer.round);  // a later one was started meanwhile
     transfer.reduction.finish(wait_name(bucket));
+    gradients_.store(bucket);
   }
-  if (!transfer.round.last) return;
-  gradients_.hold(bucket);  // a later one was started meanwhile
+  if (transfer.round.last) announce(bucket);
+}
+
+/// The bucket's memory is ready to be folded into.
+void BucketReducer::hold(const Bucket& bucket, const Round& round) {
+  if (round.first) {
+    gradients_.hold(bucket);
+  } else {
+    gradients_.load(bucket);
+  }
+}
+
+/// What was stored is what the update will read.
+void BucketReducer::announce(const Bucket& bucket) {
+  gradients_.load(bucket);
   reduced_(bucket);
 }
 

@@ -72,6 +72,8 @@ class BucketReducer {
   void fold_alone(const Bucket& bucket, const Round& round);
   void start_transfer(size_t index, const Bucket& bucket, const Round& round);
   void finish_transfer(size_t index);
+  void hold(const Bucket& bucket, const Round& round);
+  void announce(const Bucket& bucket);
 
   Communicator& communicator_;
   Backend& backend_;

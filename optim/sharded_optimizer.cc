@@ -78,8 +78,11 @@ void ShardedOptimizer::begin_pass(bool backward_follows) {
 
 void ShardedOptimizer::before_layer(int layer) {
   reducer_.progress();
+  gather_.wait_for(layer);
   if (gathered_) gathered_->before_layer(layer);
 }
+
+void ShardedOptimizer::finish_gathers() { gather_.finish(); }
 
 void ShardedOptimizer::begin_round(const Round& round) {
   round_ = round;
@@ -87,12 +90,13 @@ void ShardedOptimizer::begin_round(const Round& round) {
   if (round.first) {
     reduce_ms_ = 0;
     sums_ = {};
-    gather_.take_ms();
   }
   if (round.last && sharding_.release) begin_release(round);
 }
 
 void ShardedOptimizer::layer_ready(int layer) {
+  // Where they share the reductions' staging; there are none left once every layer was announced.
+  if (!sharding_.gathers_in_backward()) finish_gathers();
   const Stopwatch watch;
   const double before = released_ms();
   const auto& buckets = plan_.buckets();
@@ -202,6 +206,7 @@ std::vector<ShardSlice> ShardedOptimizer::slices(const Bucket& bucket) const {
 void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) {
   const auto apply = [&](const Bucket& bucket) {
     const Stopwatch watch;
+    if (sharding_.divides_states()) gradients_.load(bucket);
     rule_.apply(slices(bucket), factors, {});
     outcome->update_ms += watch.milliseconds();
   };
@@ -209,13 +214,24 @@ void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) 
     gathered_->invalidate();
     for (const Bucket& bucket : plan_.buckets()) apply(bucket);
   } else if (sharding_.divides_states()) {
-    gather_.run(apply, nothing);
+    // All buckets first: what a gather does not hide behind updates, the next forward hides.
+    for (const Bucket& bucket : plan_.buckets()) apply(bucket);
+    gather_.set_after({});
+    gather_.start_all();
+  } else if (gradients_.reduced_place() == ReducedPlace::kPacked) {
+    gather_.set_after(apply);
+    for (const Bucket& bucket : plan_.buckets()) {
+      gradients_.load(bucket);
+      gather_.start(bucket);
+      gather_.finish();  // the memory is this bucket's alone
+    }
   } else {
     gather_.run(nothing, apply);
   }
 }
 
 void ShardedOptimizer::share_state() {
+  finish_gathers();
   if (sharding_.divides_weights()) {
     gathered_->invalidate();
     return;

@@ -6,8 +6,9 @@
 //   agree         one small integer reduction: squares, non-finite count, tokens -> clip
 //                 coefficient, the same bits everywhere
 //   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Stage 0
-//                 gathers the gradients before, stages 1 and 2 the new weights behind, stage 3
-//                 leaves them to the next forward (gathered_weights.h)
+//                 gathers the gradients before; stages 1 and 2 gather the new weights, which the
+//                 next forward waits for layer by layer; stage 3 leaves that to its passes
+//                 (gathered_weights.h)
 //
 // A step with a non-finite gradient changes no byte of state on any rank. Every stage ends with the
 // same bits.
@@ -72,6 +73,8 @@ class ShardedOptimizer {
   /// be legal. Staging for buckets and gathered layers are allocated here.
   ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
+  ShardedOptimizer(const ShardedOptimizer&) = delete;
+  ShardedOptimizer& operator=(const ShardedOptimizer&) = delete;
 
   /// Fresh weights: `values(tensor, rows, out)` writes fp32 values of the rows this rank owns;
   /// encoded, then shared.
@@ -83,9 +86,15 @@ class ShardedOptimizer {
 
   /// The whole weights that a model reads: fixed addresses.
   std::vector<Tensor> model_weights() const;
-  /// Stage 3's gathers for LayerHooks::before_layer; reductions in flight make progress.
+  /// Every pass over the model begins with begin_pass() and announces its layers by before_layer()
+  /// (LayerHooks), on every rank in the same order, with a micro-batch or without: then the layer's
+  /// weights are there. Stages 1 and 2 finish the gathers that the last step began, stage 3 gathers
+  /// layer by layer.
   void begin_pass(bool backward_follows);
   void before_layer(int layer);
+
+  /// Weights may still be on their way after step(): waits for them. Collective.
+  void finish_gathers();
 
   /// Starts a reduction of every bucket. A step has one, with ReduceTime::kEach one per
   /// micro-batch.

@@ -8,7 +8,14 @@ namespace flashshard {
 
 enum class ReduceTime : uint8_t {
   kLast,  // micro-batches of a step are summed locally and reduced once
-  kEach,  // every micro-batch is reduced, into an fp32 accumulator of each owner's rows
+  kEach,  // every micro-batch is reduced, into an accumulator of each owner's rows
+};
+
+/// What ReduceTime::kEach sums in.
+enum class AccumulatorFormat : uint8_t {
+  kFP32,
+  kBF16,   // rounded to nearest once a round
+  kSplit,  // bf16 and 8 bits below it: 24 bits
 };
 
 enum class ClipMode : uint8_t {
@@ -22,11 +29,13 @@ enum class ReducedPlace : uint8_t {
   kLocal,   // in the place of the rank's own gradient
   kMemory,  // in memory of its own: this rank's rows, at stage 0 all
   kBucket,  // in memory for one bucket, which is updated at once
+  kPacked,  // in an accumulator of fewer bits, decoded into memory for one bucket
 };
 
 struct Sharding {
   int stage = 1;  // ZeRO: 0 divides nothing, 1 the states, 2 gradients too, 3 weights too
   ReduceTime reduce = ReduceTime::kLast;
+  AccumulatorFormat accumulator = AccumulatorFormat::kFP32;
   bool fp32_reduced_gradient = false;  // the reduced sum is kept; otherwise rounded once to bf16
   /// Several micro-batches of a rank are summed locally, in fp32, before the one reduction.
   bool local_sums = false;
@@ -48,7 +57,10 @@ struct Sharding {
   /// New weights, at stage 0 reduced gradients, are gathered while others are reduced.
   bool gathers_in_backward() const { return release && !divides_weights(); }
   ReducedPlace reduced_place(int world_size) const {
-    if (has_accumulator()) return ReducedPlace::kMemory;
+    if (has_accumulator()) {
+      const bool fp32 = accumulator == AccumulatorFormat::kFP32;
+      return fp32 ? ReducedPlace::kMemory : ReducedPlace::kPacked;
+    }
     if (release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
     return divides_gradients() ? ReducedPlace::kMemory : ReducedPlace::kLocal;
   }

@@ -485,6 +485,7 @@ std::string Trainer::outcome_of_run() const {
 }
 
 ExitCode Trainer::finish() {
+  engine_->optimizer().finish_gathers();
   report_memory(false);
   const ExitCode code = stop_ == StopCause::kNone ? ExitCode::kDone : ExitCode::kStopped;
   metrics::RankStatus status;

@@ -19,6 +19,18 @@ ClipMode clip_mode(const proto::OptimizerSection& optimizer) {
   return ClipMode::kGlobal;
 }
 
+AccumulatorFormat accumulator(const proto::ParallelismSection& parallelism) {
+  switch (parallelism.accumulator()) {
+    case proto::AccumulatorType::BF16_SPLIT:
+      return AccumulatorFormat::kSplit;
+    case proto::AccumulatorType::BF16:
+      return AccumulatorFormat::kBF16;
+    case proto::AccumulatorType::FP32:
+      break;
+  }
+  return AccumulatorFormat::kFP32;
+}
+
 }  // namespace
 
 Sharding sharding_of(const proto::RunConfig& config) {
@@ -27,6 +39,7 @@ Sharding sharding_of(const proto::RunConfig& config) {
   sharding.stage = p.stage();
   sharding.reduce = p.reduce() == proto::ReduceTime::EACH ? ReduceTime::kEach : ReduceTime::kLast;
   sharding.fp32_reduced_gradient = p.reduced_gradient() == proto::ReducedGradientType::FP32;
+  sharding.accumulator = accumulator(p);
   sharding.release = p.release();
   sharding.clips = config.optimizer().clip_norm() > 0;
   sharding.clip = clip_mode(config.optimizer());

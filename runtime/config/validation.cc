@@ -248,6 +248,15 @@ Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
       bits);
 }
 
+Violation fp32_model_has_fp32_accumulator(const proto::RunConfig& config) {
+  const auto type = config.parallelism().accumulator();
+  if (config.model().dtype() != proto::WeightType::FP32 || type == proto::AccumulatorType::FP32) {
+    return {};
+  }
+  return fmt::format("model.dtype FP32 needs parallelism.accumulator FP32, not {}",
+                     proto::AccumulatorType::Value_Name(type));
+}
+
 Violation reproducible_run_has_its_threads(const proto::RunConfig& config) {
   if (!config.parallelism().reproducible() || config.run().threads() > 0) return {};
   return "parallelism.reproducible needs run.threads above 0: threads decide the bits of forward "
@@ -297,6 +306,8 @@ constexpr std::array kRules = {
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
               "default.",
               fp32_model_has_no_split_weight},
+    FieldRule{"`model.dtype` FP32 needs `parallelism.accumulator` FP32.",
+              fp32_model_has_fp32_accumulator},
     FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
               reproducible_run_has_its_threads},
 };

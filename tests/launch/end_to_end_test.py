@@ -194,6 +194,26 @@ class Runs(EndToEnd):
         self.assertEqual(self.hash(), self.hash("whole"))
         self.assertEqual([line["step"] for line in self.metrics()], list(range(1, 401)))
 
+    def test_a_reproducible_run_killed_on_three_ranks_goes_on_on_two_to_the_hash_of_one(self):
+        same = ["train.steps=200", "parallelism.reproducible=true", "parallelism.reduce=EACH", "run.threads=1",
+                "checkpoint.every=10", "train.validate_every=0"]
+        self.call(self.train("whole", *same), ranks=1)
+        process = self.start(self.train("run", *same, "parallelism.stage=3"), 3)
+        self.wait_for_step(process, 12)
+        os.kill(self.status(2)["pid"], signal.SIGKILL)
+        code, _, _ = self.finish(process)
+        self.assertNotEqual(code, 0)
+        self.call(self.train("run", *same, "parallelism.stage=2"), ranks=2)
+        self.assertEqual(self.hash(), self.hash("whole"))
+
+    def test_stages_and_release_end_with_the_same_hash(self):
+        same = ["train.global_batch=6", "optimizer.clip_mode=PREVIOUS"]
+        self.call(self.train("1", *same), ranks=3)
+        for name, settings in (("0", []), ("3", []),
+                               ("2", ["parallelism.release=true", "optimizer.skip_scope=BUCKET"])):
+            self.call(self.train(name, *same, "parallelism.stage=" + name, *settings), ranks=3)
+            self.assertEqual(self.hash(name), self.hash("1"), name)
+
     def test_a_full_disk_ends_with_code_5_and_the_last_checkpoint_whole(self):
         disk = self.folder / "disk"
         disk.mkdir()

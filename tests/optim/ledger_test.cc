@@ -87,6 +87,12 @@ TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
         RunShape{.world_size = 3, .sharding = {.local_sums = true}, .micro_batches = 6},
         RunShape{.world_size = 2, .sharding = {.stage = 0, .local_sums = true}, .micro_batches = 4},
         RunShape{.world_size = 3, .sharding = {.stage = 3}, .tied = true},
+        RunShape{
+            .world_size = 3,
+   .sharding = {.stage = 0, .reduce = ReduceTime::kEach, .accumulator = AccumulatorFormat::kBF16}},
+        RunShape{
+            .world_size = 2,
+   .sharding = {.stage = 3, .reduce = ReduceTime::kEach, .accumulator = AccumulatorFormat::kSplit}},
         RunShape{.world_size = 1, .sharding = {.stage = 0, .release = true}},
         RunShape{.world_size = 3, .sharding = {.stage = 0, .release = true}},
         RunShape{.world_size = 3, .sharding = {.stage = 2, .release = true}},

@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 
 std::vector<Sharding> every_combination() {
   std::vector<Sharding> all;
-  for (int bits = 0; bits < 1 << 12; ++bits) {
+  for (int bits = 0; bits < 1 << 13; ++bits) {
     Sharding sharding;
     sharding.stage = bits & 3;
     sharding.reduce = bits & 4 ? ReduceTime::kEach : ReduceTime::kLast;
@@ -30,6 +30,7 @@ std::vector<Sharding> every_combination() {
     sharding.skips_buckets = (bits & 512) != 0;
     sharding.reproducible = (bits & 1024) != 0;
     sharding.two_level = (bits & 2048) != 0;
+    if (bits & 4096) sharding.accumulator = AccumulatorFormat::kSplit;
     all.push_back(sharding);
   }
   return all;

@@ -17,8 +17,8 @@ namespace {
 
 using namespace test;
 
-/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded for
-/// the wire.
+/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded
+/// for the wire.
 float contribution(const RunShape& setup, int step, int64_t k, int rank, int tensor,
                    int64_t element) {
   const auto value = [&](int64_t m) { return gradient_value(step, m, tensor, element); };
@@ -30,15 +30,15 @@ float contribution(const RunShape& setup, int step, int64_t k, int rank, int ten
   return rounds ? bf16_to_float(float_to_bf16(sum)) : sum;
 }
 
-/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a left
-/// fold over ranks, or over the left folds of groups of ranks.
+/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a
+/// left fold over ranks, or over the left folds of groups of ranks.
 float folded(const RunShape& setup, int step, int tensor, int64_t element) {
   const int64_t count = setup.all_micro_batches();
   const int group = std::max(setup.group, 1);
   std::optional<float> sum;
   for (int64_t k = 0; k * setup.world_size < count; ++k) {
-    const auto ranks = static_cast<int>(std::min<int64_t>(
-        setup.world_size, count - k * setup.world_size));
+    const auto ranks =
+        static_cast<int>(std::min<int64_t>(setup.world_size, count - k * setup.world_size));
     for (int first = 0; first < ranks; first += group) {
       float partial = contribution(setup, step, k, first, tensor, element);
       for (int r = first + 1; r < std::min(first + group, ranks); ++r) {
@@ -129,10 +129,7 @@ INSTANTIATE_TEST_SUITE_P(
         RunShape{.world_size = 3, .sharding = {.stage = 0}, .micro_batches = 1},
         RunShape{.world_size = 4, .group = 2},
         RunShape{.world_size = 5, .bucket_bytes = 3000, .sharding = {.stage = 3}, .group = 2},
-        RunShape{.world_size = 4,
-                 .sharding = {.local_sums = true},
-                 .micro_batches = 8,
-                 .group = 3},
+        RunShape{.world_size = 4, .sharding = {.local_sums = true}, .micro_batches = 8, .group = 3},
         RunShape{.world_size = 5,
                  .bucket_bytes = 3000,
                  .sharding = {.stage = 2, .reduce = ReduceTime::kEach},
@@ -311,6 +308,89 @@ TEST_P(Released, ANonFiniteGradientSkipsItsBucketOnAllRanksAndNoOther) {
 INSTANTIATE_TEST_SUITE_P(Worlds, Released,
                          testing::Combine(testing::Values(1, 2, 3, 8),
                                           testing::Values(ReduceTime::kLast, ReduceTime::kEach)));
+
+class PackedAccumulator : public testing::TestWithParam<std::tuple<int, AccumulatorFormat>> {};
+
+RunShape accumulating(int world_size, AccumulatorFormat format, int stage) {
+  RunShape shape{.world_size = world_size, .bucket_bytes = 3000};
+  shape.sharding.stage = stage;
+  shape.sharding.reduce = ReduceTime::kEach;
+  shape.sharding.accumulator = format;
+  shape.sharding.clip = ClipMode::kPrevious;
+  shape.micro_batches = 3 * world_size + 1;
+  return shape;
+}
+
+TEST_P(PackedAccumulator, EndsWithTheSameBitsAtEveryStageAndWithRelease) {
+  const auto [world_size, format] = GetParam();
+  const Result reference = run(accumulating(world_size, format, 1), gradient_value);
+  EXPECT_LT(reference.last.clip_coefficient, 1);
+  for (int bits = 0; bits < 8; ++bits) {
+    RunShape shape = accumulating(world_size, format, bits & 3);
+    shape.sharding.release = shape.sharding.skips_buckets = (bits & 4) != 0;
+    if (refusal_of(shape.sharding) != nullptr) continue;
+    const Result result = run(shape, gradient_value);
+    EXPECT_EQ(result.last.gradient_norm, reference.last.gradient_norm);
+    EXPECT_TRUE(result.state == reference.state) << bits;
+    EXPECT_EQ(result.seen, reference.seen) << bits;
+  }
+}
+
+TEST_P(PackedAccumulator, KeepsANonFiniteGradientOfAnyRoundUntilTheStepIsSkipped) {
+  const auto [world_size, format] = GetParam();
+  for (const float value : {std::nanf(""), INFINITY}) {
+    run_ranks(world_size, [&](Communicator& communicator) {
+      Rank rank(communicator, accumulating(world_size, format, 2));
+      const auto clean = [&](int64_t m, int t, int64_t i) { return gradient_value(0, m, t, i); };
+      ASSERT_TRUE(rank.step(clean).applied);
+      const std::string before = bytes_of_shard(rank.state());
+      const StepOutcome outcome = rank.step([&](int64_t m, int t, int64_t i) {
+        return m == world_size && t == 2 && i == 77 ? value : clean(m, t, i);
+      });
+      EXPECT_FALSE(outcome.applied);
+      EXPECT_TRUE(bytes_of_shard(rank.state()) == before);
+      EXPECT_TRUE(rank.step(clean).applied);
+      rank.optimizer().finish_gathers();
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, PackedAccumulator,
+                         testing::Combine(testing::Values(1, 3),
+                                          testing::Values(AccumulatorFormat::kBF16,
+                                                          AccumulatorFormat::kSplit)));
+
+/// Relative error, in norm, of the sums of 64 micro-batches.
+double accumulation_error(AccumulatorFormat format) {
+  RunShape shape{.world_size = 1, .micro_batches = 64};
+  shape.sharding.reduce = ReduceTime::kEach;
+  shape.sharding.accumulator = format;
+  double error = 0, size = 0;
+  run_ranks(1, [&](Communicator& communicator) {
+    Rank rank(communicator, shape);
+    (void)rank.step([](int64_t m, int t, int64_t i) { return gradient_value(0, m, t, i); });
+    const BucketPlan& plan = rank.gradients().plan();
+    for (const Bucket& bucket : plan.buckets()) {
+      rank.gradients().load(bucket);
+      for (const BucketSegment& segment : bucket.segments) {
+        const Tensor sums = rank.gradients().reduced_rows(segment.tensor, plan.rows(segment, 0));
+        for (int64_t i = 0; i < sums.elements(); ++i) {
+          double exact = 0;
+          for (int64_t m = 0; m < 64; ++m) exact += gradient_value(0, m, segment.tensor, i);
+          error += std::pow(static_cast<double>(sums.as<float>()[i]) - exact, 2);
+          size += exact * exact;
+        }
+      }
+    }
+  });
+  return std::sqrt(error / size);
+}
+
+TEST(Accumulator, OfSplitBitsIsNearFp32AfterManyMicroBatchesWherePlainBf16IsNot) {
+  EXPECT_LT(accumulation_error(AccumulatorFormat::kFP32), 1e-6);
+  EXPECT_LT(accumulation_error(AccumulatorFormat::kSplit), 2e-4);
+  EXPECT_GT(accumulation_error(AccumulatorFormat::kBF16), 2e-3);
+}
 
 TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
   run_ranks(2, [&](Communicator& communicator) {

@@ -79,6 +79,7 @@ struct RunShape {
 };
 
 constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
+constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator"};
 constexpr const char* kClipNames[] = {"global", "previous", "bucket"};
 constexpr const char* kStateNames[] = {"V2", "fp32", "V1"};
 constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
@@ -90,6 +91,7 @@ inline void PrintTo(const RunShape& shape, std::ostream* out) {
        << (shape.sharding.has_accumulator() ? " EACH" : "")
        << (shape.sharding.local_sums ? " local sums" : "")
        << (shape.sharding.fp32_reduced_gradient ? " fp32 reduced gradient" : "")
+       << kAccumulatorNames[static_cast<int>(shape.sharding.accumulator)]
        << (shape.sharding.release ? " release" : "") << ", clip "
        << (shape.sharding.clips ? kClipNames[static_cast<int>(shape.sharding.clip)] : "off") << ", "
        << shape.all_micro_batches() << " micro-batches, buckets of " << shape.bucket_bytes << ", "
@@ -161,7 +163,7 @@ class Rank {
   MemoryLedger& ledger() { return ledger_; }
   const ShardLayout& layout() const { return layout_; }
   UpdateRule& rule() { return *rule_; }
-  const Gradients& gradients() const { return gradients_; }
+  Gradients& gradients() { return gradients_; }
   /// Whole weights of every layer as the forward and backward of the latest pass found them.
   const std::string& seen() const { return seen_; }
   /// A forward alone, which an evaluation would be.

@@ -182,6 +182,26 @@ TEST_F(Stages, WithReleaseAccumulateAndClipByBuckets) {
   }
 }
 
+TEST_F(Stages, AccumulatingInFewerBitsEndWithTheSameBitsNearThoseOfFp32) {
+  const std::vector<std::string> each = {"train.global_batch=20", "parallelism.reduce=EACH"};
+  trained("fp32", 2, each);
+  const double expected = metrics("fp32").back()["validation_loss"];
+  std::string reference;
+  for (const std::string stage : {"0", "1", "3"}) {
+    std::vector<std::string> settings = each;
+    settings.insert(settings.end(),
+                    {"parallelism.accumulator=BF16_SPLIT", "parallelism.stage=" + stage});
+    const std::string result = trained(stage, 2, settings);
+    if (reference.empty()) reference = result;
+    EXPECT_EQ(result, reference) << stage;
+    EXPECT_NEAR(metrics(stage).back()["validation_loss"].get<double>(), expected, 1e-3 * expected);
+    std::ifstream file(folder_ / stage / "memory.json");
+    for (const auto& rank : nlohmann::json::parse(file)["ranks"]) {
+      EXPECT_EQ(rank["tagged"], rank["predicted"]);
+    }
+  }
+}
+
 class Reproducible : public Stages {
  protected:
   static std::vector<std::string> settings(int stage, std::vector<std::string> more = {}) {

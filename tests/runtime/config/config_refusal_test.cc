@@ -229,6 +229,10 @@ TEST_P(FieldRuleTest, NamesEveryFieldThatTakesPart) {
                     HasSubstr("(a.textproto)")));
 }
 const std::vector<BrokenRule> kBrokenRules = {
+    {{"model.dtype=FP32", "optimizer.state=FP32", "parallelism.reduce=EACH",
+      "parallelism.accumulator=BF16"},
+     "model.dtype FP32",
+     "parallelism.accumulator FP32, not BF16"},
     {{"parallelism.reproducible=true", "parallelism.reduce=EACH"},
      "parallelism.reproducible",
      "run.threads above 0"},
