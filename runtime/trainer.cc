@@ -22,6 +22,7 @@
 #include "runtime/metrics/process_memory.h"
 #include "runtime/metrics/status_file.h"
 #include "runtime/metrics/trace_file.h"
+#include "runtime/parameter_groups.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -285,6 +286,9 @@ void Trainer::announce() {
   summary.global_batch = config_.train().global_batch();
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
+  const std::string groups =
+      parameter_group_table(config_.optimizer(), engine_->layout().parameters());
+  if (!groups.empty()) reporter_.info(groups);
   report_memory(true);
   if (const auto device = visible_cuda_device()) {
     reporter_.info(fmt::format("{} is visible; this version computes on the CPU", device->name));
