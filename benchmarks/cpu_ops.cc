@@ -3,7 +3,8 @@
 //
 // Usage: cpu_ops [--threads N] [--gemm auto|openblas] [--dtype bf16|fp32] [--hidden H] [--heads A]
 // [--kv-heads K]
-//                [--feed-forward F] [--vocabulary V] [--tokens T] [--sequence S]
+//                [--feed-forward F] [--vocabulary V] [--tokens T] [--sequence S] [--document D]
+// With D, attention is also timed within documents of D tokens, cut off at the sequence's end.
 // The last column is the share of one layer's forward and backward (the head counted once, for
 // eight layers).
 #include <cblas.h>
@@ -33,8 +34,9 @@ using namespace flashshard;
 
 struct Settings {
   std::map<std::string, int64_t> number = {
-      {"threads", 1},        {"hidden", 256},     {"heads", 8},     {"kv-heads", 8},
-      {"feed-forward", 704}, {"vocabulary", 256}, {"tokens", 2048}, {"sequence", 256}};
+      {"threads", 1},   {"hidden", 256},       {"heads", 8},
+      {"kv-heads", 8},  {"feed-forward", 704}, {"vocabulary", 256},
+      {"tokens", 2048}, {"sequence", 256},     {"document", 0}};
   DType dtype = DType::kBF16;
   GemmLibrary gemm = GemmLibrary::kAuto;
   int64_t operator[](const char* name) const { return number.at(name); }
@@ -228,17 +230,35 @@ class Bench {
     const Tensor lse = memory_.zeros(DType::kFP32, {tokens_, heads_});
     // The causal half: S/2 keys on average for each query.
     const double work = 2.0 * static_cast<double>(tokens_ * query_ * s_["sequence"]);
-    add("attention forward", work, 0, 1, [=, this] {
-      backend_.attention({.out = out, .log_sum_exp = lse, .qkv = qkv, .shape = shape});
-    });
-    add("attention backward", 2.5 * work, 0, 1, [=, this] {
-      backend_.attention_backward({.grad_qkv = grad_qkv,
-                                   .grad_out = grad_out,
-                                   .out = out,
-                                   .log_sum_exp = lse,
-                                   .qkv = qkv,
-                                   .shape = shape});
-    });
+    const auto rows = [&](const std::string& scope, double share, const Tensor& starts) {
+      add("attention forward" + scope, work, 0, share, [=, this] {
+        backend_.attention({.out = out,
+                            .log_sum_exp = lse,
+                            .qkv = qkv,
+                            .shape = shape,
+                            .document_starts = starts});
+      });
+      add("attention backward" + scope, 2.5 * work, 0, share, [=, this] {
+        backend_.attention_backward({.grad_qkv = grad_qkv,
+                                     .grad_out = grad_out,
+                                     .out = out,
+                                     .log_sum_exp = lse,
+                                     .qkv = qkv,
+                                     .shape = shape,
+                                     .document_starts = starts});
+      });
+    };
+    rows("", 1, {});
+    if (s_["document"] > 0) rows(", documents", 0, document_starts());
+  }
+
+  Tensor document_starts() {
+    const Tensor starts = memory_.indices(tokens_, 1);
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const int64_t index = t % s_["sequence"];
+      starts.as<int32_t>()[t] = static_cast<int32_t>(index - index % s_["document"]);
+    }
+    return starts;
   }
 
   void norms() {

@@ -18,13 +18,9 @@ install(DIRECTORY ${PROJECT_BINARY_DIR}/proto DESTINATION ${CMAKE_INSTALL_INCLUD
 install(EXPORT flashshard_targets NAMESPACE flashshard:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/flashshard)
 # The package finds again what the libraries were linked with.
 set(FLASHSHARD_HAVE_ONEDNN OFF)
-set(FLASHSHARD_HAVE_CUDA OFF)
 get_target_property(definitions flashshard_kernels COMPILE_DEFINITIONS)
 if("FLASHSHARD_HAVE_ONEDNN" IN_LIST definitions)
   set(FLASHSHARD_HAVE_ONEDNN ON)
-endif()
-if("FLASHSHARD_HAVE_CUDA" IN_LIST definitions)
-  set(FLASHSHARD_HAVE_CUDA ON)
 endif()
 configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/flashshardConfig.cmake.in
   ${PROJECT_BINARY_DIR}/flashshardConfig.cmake INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/flashshard)

@@ -71,12 +71,14 @@ struct RmsNormBackward {
 };
 
 /// Adds the bias of q‖k‖v, where there is one, and rotates the q and k heads of each row, in place
-/// and with one rounding; half-split pairs (i, i + D/2) as Hugging Face has it.
+/// and with one rounding; half-split pairs (i, i + D/2) as Hugging Face has it. The position of row
+/// t is first_position + t mod sequence_length, less its document's start where starts are given.
 struct Rope {
   Tensor qkv;                   // (T, Q)
   Tensor bias = {};             // (Q), or empty; not with `inverse`
   Tensor cosine_sine;           // (positions, D) fp32: D/2 cosines then D/2 sines per position
-  int64_t sequence_length = 0;  // the position of row t is first_position + t mod sequence_length
+  Tensor document_starts = {};  // (T) int32, as in attention, or empty; not with first_position
+  int64_t sequence_length = 0;
   int64_t first_position = 0;
   int heads = 0, kv_heads = 0, head_dim = 0;
   bool inverse = false;  // the backward: rotate by the negative angle
@@ -90,6 +92,11 @@ struct BiasBackward {
 
 /// Causal attention with grouped key/value heads, softmax(q k^T / sqrt(D)) v per sequence; online
 /// softmax in tiles, so no T x T matrix exists for a batch.
+///
+/// `document_starts` cuts sequences into documents that do not see each other: for every token the
+/// index in its sequence of the first token of its document. It begins with 0 in each sequence and
+/// goes up to a token's own index where a document begins, or stays. Keys before a row's start are
+/// not read; on the CPU a document has the bits that it has as a sequence of its own.
 struct AttentionShape {
   int64_t sequences = 0, sequence_length = 0;  // T = sequences * sequence_length
   int heads = 0, kv_heads = 0, head_dim = 0;
@@ -99,6 +106,7 @@ struct AttentionForward {
   Tensor log_sum_exp;  // (T, A) fp32, for the backward
   Tensor qkv;          // (T, Q), q and k already rotated
   AttentionShape shape;
+  Tensor document_starts = {};  // (T) int32, or empty: a sequence is one document
 };
 /// One more token of one sequence against all before it and itself: the last row of what
 /// AttentionForward gives for the whole sequence, on the CPU with its bits.
@@ -115,6 +123,7 @@ struct AttentionBackward {
   Tensor log_sum_exp;  // (T, A) fp32
   Tensor qkv;          // (T, Q)
   AttentionShape shape;
+  Tensor document_starts = {};  // as in the forward
 };
 
 /// out = silu(gate) * up, with gate‖up side by side in a row.

@@ -19,7 +19,7 @@ enum class ExitCode : int {
   kCommunication = 6,  // communication failed or timed out, or a device lost; retry
   kNonFinite = 7,      // too many steps with non-finite gradients in a row
   kStopped = 8,        // stopped on request with a checkpoint saved; retry continues
-  kNumerics = 9,       // a learning rate below the format's step was refused
+  kNumerics = 9,       // numerics.check REFUSE: the number formats cannot hold what the run does
 };
 
 class Error : public std::runtime_error {

@@ -37,6 +37,10 @@ std::string shape_of(const Tensor& tensor) {
   return text;
 }
 
+std::string attention_text(const Tensor& qkv, const Tensor& document_starts) {
+  return shape_of(qkv) + (document_starts ? ", within documents" : "");
+}
+
 std::string bytes_text(size_t bytes) { return fmt::format("{} bytes", bytes); }
 
 int64_t elements_of(std::span<const UpdateTensor> tensors) {
@@ -164,7 +168,8 @@ void TracedBackend::bias_backward(const BiasBackward& call) {
 }
 void TracedBackend::attention(const AttentionForward& call) {
   record(
-      "attention", [&] { return shape_of(call.qkv); }, [&] { backend_->attention(call); });
+      "attention", [&] { return attention_text(call.qkv, call.document_starts); },
+      [&] { backend_->attention(call); });
 }
 void TracedBackend::attention_decode(const AttentionDecode& call) {
   record(
@@ -173,7 +178,7 @@ void TracedBackend::attention_decode(const AttentionDecode& call) {
 }
 void TracedBackend::attention_backward(const AttentionBackward& call) {
   record(
-      "attention_backward", [&] { return shape_of(call.qkv); },
+      "attention_backward", [&] { return attention_text(call.qkv, call.document_starts); },
       [&] { backend_->attention_backward(call); });
 }
 void TracedBackend::swiglu(const SwiGluForward& call) {

@@ -68,7 +68,9 @@ int main(int argc, char** argv) {
   for (auto* add : {flashshard::launch::add_prepare, flashshard::launch::add_train,
                     flashshard::launch::add_eval, flashshard::launch::add_generate,
                     flashshard::launch::add_inspect, flashshard::launch::add_verify,
-                    flashshard::launch::add_hash}) {
+                    flashshard::launch::add_hash, flashshard::launch::add_reshard,
+                    flashshard::launch::add_export, flashshard::launch::add_import,
+                    flashshard::launch::add_bench}) {
     add(app, action);
   }
   try {

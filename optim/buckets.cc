@@ -48,21 +48,20 @@ void BucketPlan::add_layer(int layer, int64_t bucket_elements) {
   close();
 }
 
-std::array<int64_t, 2> BucketPlan::staging_bytes(int rank, DType wire, DType weight,
-                                                 const ReductionOrder& order) const {
+BucketPlan::StagingBytes BucketPlan::staging_bytes(int rank, DType wire, DType gathered,
+                                                   const ReductionOrder& order) const {
   const int world_size = layout_.world_size();
-  std::array<int64_t, 2> bytes = {0, 0};
+  StagingBytes bytes;
   if (world_size == 1) return bytes;
   const auto wire_bytes = static_cast<int64_t>(size_of(wire));
-  const auto weight_bytes = static_cast<int64_t>(size_of(weight));
+  const auto widest = std::max(wire_bytes, static_cast<int64_t>(size_of(gathered)));
   std::vector<int> everyone(static_cast<size_t>(world_size));
   std::iota(everyone.begin(), everyone.end(), 0);
   for (const Bucket& bucket : buckets_) {
-    const int64_t whole = bucket.elements * std::max(wire_bytes, weight_bytes);
     const auto received = static_cast<int64_t>(
         flashshard::staging_bytes(ranges(bucket, wire_bytes), everyone, rank, order, wire));
-    bytes[0] = std::max(bytes[0], whole);
-    bytes[1] = std::max({bytes[1], whole, received});
+    bytes.packed = std::max(bytes.packed, bucket.elements * widest);
+    bytes.received = std::max(bytes.received, received);
   }
   return bytes;
 }

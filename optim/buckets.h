@@ -4,7 +4,6 @@
 // unchanged.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -37,11 +36,15 @@ class BucketPlan {
   const ShardLayout& layout() const { return layout_; }
   /// In backward order: the last layer's first.
   const std::vector<Bucket>& buckets() const { return buckets_; }
-  /// Bytes of the two buffers that reductions and gathers on `rank` share. One holds a whole
-  /// bucket; the other a whole bucket or what a reduction in `order` stages (FoldReduction),
-  /// whichever is more. Nothing for a rank alone.
-  std::array<int64_t, 2> staging_bytes(int rank, DType wire, DType weight,
-                                       const ReductionOrder& order = {}) const;
+  /// Bytes of the buffers of one transfer on `rank`; two are in flight at once. Nothing for a rank
+  /// alone.
+  struct StagingBytes {
+    int64_t packed = 0;    // a whole bucket
+    int64_t received = 0;  // what a reduction in `order` stages (FoldReduction)
+  };
+  /// `wire` of gradients; `gathered`: the widest type that buckets are gathered in.
+  StagingBytes staging_bytes(int rank, DType wire, DType gathered,
+                             const ReductionOrder& order = {}) const;
 
   /// Rows of a segment that `rank` owns.
   RowRange rows(const BucketSegment& segment, int rank) const;

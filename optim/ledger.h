@@ -4,6 +4,7 @@
 #pragma once
 
 #include "comm/reduction_order.h"
+#include "optim/gradients.h"
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
 #include "optim/update_rule.h"
@@ -11,18 +12,16 @@
 namespace flashshard {
 
 struct LedgerInputs {
-  DType weight_dtype = DType::kBF16;
-  DType gradient_dtype =
-      DType::kBF16;  // fp32 with local accumulation: then it is class `accumulator`
+  GradientFormat format = {};
   DType wire = DType::kBF16;
-  ReductionOrder order;  // of the sum over ranks: what it stages
+  ReductionOrder order = {};  // of the sum over ranks: what it stages
   int64_t bucket_bytes = 64 << 20;
   int64_t activation_bytes = 0;  // the model's own formula
   int64_t other_bytes = 0;       // workspace, tables
 };
 
-/// Bytes of `rank` under ZeRO-1: weights and gradients whole, states by the shard rule, two bucket
-/// buffers where ranks talk.
+/// Bytes of `rank` at a stage: what is divided by the shard rule, the rest whole, with the buffers
+/// of two buckets, transient gradients and gathered layers where there are any.
 MemoryTable predict_memory(const ShardLayout& layout, const UpdateRule& rule, int rank,
                            const LedgerInputs& inputs);
 

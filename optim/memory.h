@@ -39,6 +39,9 @@ struct MemoryTable {
   int64_t total() const;
 };
 
+/// Of every allocation, bytes; tensors that share one keep to it.
+constexpr int64_t kArenaAlignment = 256;
+
 /// Owns every allocation of a rank. Memory is zeroed, aligned to 256 bytes and lives until the
 /// ledger does: a run allocates at its start and never in a step.
 class MemoryLedger {

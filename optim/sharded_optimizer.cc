@@ -1,15 +1,11 @@
 #include "optim/sharded_optimizer.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
-#include "comm/fold_reduce.h"
 #include "kernels/numerics/exact_sum.h"
+#include "optim/stopwatch.h"
 
 namespace flashshard {
 namespace {
@@ -17,217 +13,234 @@ namespace {
 /// Elements that initialize() holds in fp32 on the host at once: 16 MiB.
 constexpr int64_t kInitializedElements = int64_t{1} << 22;
 
-class Stopwatch {
- public:
-  double milliseconds() const {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_)
-        .count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-DType weight_dtype(const ShardedState& state) { return state.weight(0).dtype; }
+void nothing(const Bucket&) {}
 
 }  // namespace
 
 ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger,
-                                   ShardedState& state, std::span<const Tensor> gradients,
-                                   UpdateRule& rule, const ShardedOptimizerOptions& options)
+                                   ShardedState& state, Gradients& gradients, UpdateRule& rule,
+                                   const ShardedOptimizerOptions& options)
     : communicator_(communicator),
       backend_(ledger.backend()),
       state_(state),
-      gradients_(gradients.begin(), gradients.end()),
+      gradients_(gradients),
       rule_(rule),
       options_(options),
-      plan_(state.layout(), options.bucket_bytes, static_cast<int64_t>(size_of(options.wire))) {
-  const auto bytes =
-      plan_.staging_bytes(communicator_.rank(), options_.wire, weight_dtype(state), options_.order);
-  for (size_t i = 0; i < staging_.size(); ++i) {
-    const auto size = static_cast<size_t>(bytes[i]);
-    staging_[i] = {static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, size)), size};
-  }
+      sharding_(gradients.format().sharding),
+      plan_(gradients.plan()),
+      staging_(make_staging(ledger)),
+      gather_staging_(make_gather_staging(ledger)),
+      reducer_(communicator, backend_, gradients, {options.wire, options.order}, staging_,
+               [this](const Bucket& bucket) { reduced(bucket); }),
+      gather_(make_gather()) {
+  if (sharding_.divides_weights()) gathered_.emplace(communicator, ledger, state);
 }
 
-void ShardedOptimizer::begin_step(int contributors) {
-  contributors_ = contributors;
+StagingPairs ShardedOptimizer::make_staging(MemoryLedger& ledger) const {
+  const DType gathered = gradients_.format().gathered(communicator_.world_size());
+  return allocate_staging(
+      ledger, plan_.staging_bytes(communicator_.rank(), options_.wire, gathered, options_.order));
+}
+
+StagingPairs ShardedOptimizer::make_gather_staging(MemoryLedger& ledger) const {
+  if (!sharding_.gathers_in_backward()) return staging_;
+  return allocate_staging(ledger, {static_cast<int64_t>(staging_[0].packed.size()), 0});
+}
+
+BucketGather ShardedOptimizer::make_gather() const {
+  if (!sharding_.divides_states()) {
+    const auto rows = [this](int tensor, RowRange range) {
+      return gradients_.reduced_rows(tensor, range);
+    };
+    return {communicator_, backend_, plan_, gather_staging_, rows, gradients_.reduced_dtype(),
+            "gradients"};
+  }
+  return make_weight_gather();
+}
+
+BucketGather ShardedOptimizer::make_weight_gather() const {
+  const auto rows = [this](int tensor, RowRange range) {
+    return state_.weight_rows(tensor, range);
+  };
+  return {communicator_, backend_, plan_, gather_staging_, rows, state_.weight_dtype(), "weights"};
+}
+
+std::vector<Tensor> ShardedOptimizer::model_weights() const {
+  if (gathered_) return gathered_->tensors();
+  std::vector<Tensor> weights;
+  for (int t = 0; t < state_.layout().tensors(); ++t) weights.push_back(state_.weight(t));
+  return weights;
+}
+
+void ShardedOptimizer::begin_pass(bool backward_follows) {
+  if (gathered_) gathered_->begin_pass(backward_follows);
+}
+
+void ShardedOptimizer::before_layer(int layer) {
+  reducer_.progress();
+  if (gathered_) gathered_->before_layer(layer);
+}
+
+void ShardedOptimizer::begin_round(const Round& round) {
+  round_ = round;
   next_bucket_ = 0;
-  reduce_ms_ = 0;
-  limbs_.fill(0);
-  nonfinite_groups_ = 0;
+  if (round.first) {
+    reduce_ms_ = 0;
+    sums_ = {};
+    gather_.take_ms();
+  }
+  if (round.last && sharding_.release) begin_release(round);
 }
 
 void ShardedOptimizer::layer_ready(int layer) {
   const Stopwatch watch;
+  const double before = released_ms();
   const auto& buckets = plan_.buckets();
   while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
-    reduce(buckets[next_bucket_++]);
+    reducer_.start(buckets[next_bucket_++], round_);
   }
-  reduce_ms_ += watch.milliseconds();
+  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
 }
 
-Tensor ShardedOptimizer::own_gradient(const BucketSegment& segment) const {
-  const RowRange rows = plan_.rows(segment, communicator_.rank());
-  return gradients_[static_cast<size_t>(segment.tensor)].row_range(rows.first, rows.count);
-}
-
-// Rank p's rows of every segment, one behind the other, for p = 0, 1, ...: rounded to the wire's
-// type.
-void ShardedOptimizer::pack_gradients(const Bucket& bucket, std::byte* packed) {
-  for (int r = 0; r < communicator_.world_size(); ++r) {
-    for (const BucketSegment& segment : bucket.segments) {
-      const RowRange rows = plan_.rows(segment, r);
-      const Tensor from =
-          gradients_[static_cast<size_t>(segment.tensor)].row_range(rows.first, rows.count);
-      const Tensor to(packed, options_.wire, {from.rows(), from.cols()});
-      if (from.dtype == to.dtype) {
-        backend_.copy(to.data, from.data, from.bytes());
-      } else if (from.elements() > 0) {
-        const void* input = from.data;
-        backend_.fold({to, {&input, 1}, from.dtype});  // a fold over one input only rounds
-      }
-      packed += static_cast<size_t>(rows.count * plan_.layout().parameter(segment.tensor).cols) *
-                size_of(options_.wire);
-    }
+void ShardedOptimizer::reduced(const Bucket& bucket) {
+  if (sharding_.release) {
+    release(bucket);
+  } else {
+    add_own(bucket, sums_);
   }
-  backend_.synchronize();
 }
 
-void ShardedOptimizer::reduce(const Bucket& bucket) {
-  const BackendRange range(backend_, "reduction of gradients of layer", bucket.layer);
+void ShardedOptimizer::add_own(const Bucket& bucket, GradientSums& sums) {
   std::vector<Tensor> own;
   for (const BucketSegment& segment : bucket.segments) {
-    if (plan_.rows(segment, communicator_.rank()).count > 0) own.push_back(own_gradient(segment));
+    const RowRange rows = plan_.rows(segment, communicator_.rank());
+    if (rows.count > 0) own.push_back(gradients_.reduced_rows(segment.tensor, rows));
   }
-  if (communicator_.world_size() > 1) {
-    if (communicator_.rank() < contributors_) pack_gradients(bucket, staging_[0].data());
-    const auto slices = plan_.ranges(bucket, static_cast<int64_t>(size_of(options_.wire)));
-    std::vector<int> contributors(static_cast<size_t>(contributors_));
-    std::iota(contributors.begin(), contributors.end(), 0);
-    FoldReduce call;
-    call.packed = staging_[0].first(slices.back().offset + slices.back().size);
-    call.slices = slices;
-    call.staging = staging_[1];
-    call.wire_dtype = options_.wire;
-    call.outputs = own;
-    call.contributors = contributors;
-    call.order = options_.order;
-    FoldReduction reduction(communicator_, backend_);
-    reduction.start(call);
-    reduction.finish(
-        fmt::format("waiting for the reduction of the gradients of layer {}", bucket.layer));
-  }
-  backend_.exact_norm({own, limbs_, &nonfinite_groups_});
+  backend_.exact_norm({own, sums.limbs, &sums.nonfinite_groups});
 }
 
-std::vector<ShardSlice> ShardedOptimizer::own_slices(const Bucket& bucket) const {
-  std::vector<ShardSlice> slices;
-  for (const BucketSegment& segment : bucket.segments) {
-    const RowRange rows = plan_.rows(segment, communicator_.rank());
-    if (rows.count == 0) continue;
-    slices.push_back(state_.slice(segment.tensor, rows, own_gradient(segment)));
-  }
-  return slices;
+// One reduction of integers: the sum is exact, so every rank draws the same conclusion from the
+// same bits.
+GradientSums ShardedOptimizer::agree(const GradientSums& own) {
+  std::array<int64_t, 12> agreed = {};
+  std::copy(own.limbs.begin(), own.limbs.end(), agreed.begin());
+  agreed[10] = own.nonfinite_groups;
+  agreed[11] = own.tokens;
+  const BackendRange range(backend_, "reduction of the norm");
+  communicator_.all_reduce(agreed, ReduceOp::kSum)
+      .wait("waiting for the reduction of the gradient norm");
+  GradientSums all;
+  std::copy_n(agreed.begin(), 10, all.limbs.begin());
+  all.nonfinite_groups = agreed[10];
+  all.tokens = agreed[11];
+  return all;
+}
+
+double ShardedOptimizer::clip_coefficient(double norm) const {
+  if (sharding_.clip == ClipMode::kPrevious) norm = previous_norm_;
+  return options_.clip_norm > 0 && norm > options_.clip_norm ? options_.clip_norm / norm : 1;
 }
 
 StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
-  if (next_bucket_ != plan_.buckets().size()) {
+  if (next_bucket_ != plan_.buckets().size() || !round_.last) {
     throw Error(ExitCode::kInternal, "optimizer step before every layer was reduced");
   }
-  // One reduction of integers: the sum is exact, so every rank draws the same conclusion from the
-  // same bits.
-  std::array<int64_t, 12> agreed = {};
-  std::copy(limbs_.begin(), limbs_.end(), agreed.begin());
-  agreed[10] = nonfinite_groups_;
-  agreed[11] = local_tokens;
-  {
-    const BackendRange range(backend_, "reduction of the norm");
-    communicator_.all_reduce(agreed, ReduceOp::kSum)
-        .wait("waiting for the reduction of the gradient norm");
-  }
-  std::copy_n(agreed.begin(), 10, limbs_.begin());
-
-  StepOutcome outcome;
+  const Stopwatch watch;
+  const double before = released_ms();
+  reducer_.finish();
+  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
+  sums_.tokens = local_tokens;
+  StepOutcome outcome = sharding_.release ? finish_release() : step_at_once(learning_rate);
   outcome.reduce_ms = reduce_ms_;
-  outcome.nonfinite_groups = agreed[10];
-  outcome.tokens = agreed[11];
+  outcome.gather_ms = gather_.take_ms() + (gathered_ ? gathered_->take_wait_ms() : 0);
+  return outcome;
+}
+
+// At stage 0 every rank makes every update: one of them counts.
+StepFactors ShardedOptimizer::factors(double learning_rate, double gradient_factor, uint64_t t) {
+  const bool counts = sharding_.divides_states() || communicator_.rank() == 0;
+  return {learning_rate, gradient_factor, t, counts ? &rejected_groups_ : nullptr,
+          counts ? &health_ : nullptr};
+}
+
+StepOutcome ShardedOptimizer::step_at_once(double learning_rate) {
+  health_ = {};
+  const GradientSums sums = agree(sums_);
+  StepOutcome outcome;
+  outcome.nonfinite_groups = sums.nonfinite_groups;
+  outcome.tokens = sums.tokens;
   if (outcome.tokens == 0 || outcome.nonfinite_groups > 0) {
     outcome.gradient_norm = outcome.tokens == 0 ? 0 : std::numeric_limits<double>::infinity();
     return outcome;
   }
-  const auto tokens = static_cast<double>(outcome.tokens);
-  outcome.gradient_norm = std::sqrt(numerics::exact_sum_value(limbs_)) / tokens;
-  if (options_.clip_norm > 0 && outcome.gradient_norm > options_.clip_norm) {
-    outcome.clip_coefficient = options_.clip_norm / outcome.gradient_norm;
-  }
-  const StepFactors factors{learning_rate, outcome.clip_coefficient / tokens, ++updates_,
-                            &rejected_groups_};
-  update_and_gather([&](const Bucket& bucket) { rule_.apply(own_slices(bucket), factors, {}); },
-                    &outcome);
+  outcome.gradient_norm = sums.mean_norm(sums.tokens);
+  outcome.clip_coefficient = clip_coefficient(outcome.gradient_norm);
+  previous_norm_ = outcome.gradient_norm;
+  const double factor = outcome.clip_coefficient / static_cast<double>(outcome.tokens);
+  update(factors(learning_rate, factor, ++updates_), &outcome);
   outcome.applied = true;
   return outcome;
 }
 
-// Two staging buffers: while one bucket's rows travel, the next bucket is updated.
-template <class Update>
-void ShardedOptimizer::update_and_gather(const Update& update, StepOutcome* outcome) {
-  const auto& buckets = plan_.buckets();
-  std::array<Pending, 2> gathers;
-  std::array<const Bucket*, 2> in_flight = {nullptr, nullptr};
-  const auto finish = [&](size_t slot) {
-    if (in_flight[slot] == nullptr) return;
-    const Stopwatch watch;
-    const BackendRange range(backend_, "gather of weights of layer", in_flight[slot]->layer);
-    gathers[slot].wait("waiting for the gather of updated weights");
-    finish_gather(*in_flight[slot], staging_[slot].data());
-    in_flight[slot] = nullptr;
-    outcome->gather_ms += watch.milliseconds();
-  };
-  // Forward order: the weights that the next forward reads first are there first.
-  for (size_t i = 0; i < buckets.size(); ++i) {
-    const Bucket& bucket = buckets[buckets.size() - 1 - i];
-    const Stopwatch watch;
-    update(bucket);
-    outcome->update_ms += watch.milliseconds();
-    if (communicator_.world_size() == 1) continue;
-    finish(i % 2);
-    const Stopwatch start;
-    gathers[i % 2] = start_gather(bucket, staging_[i % 2].data());
-    in_flight[i % 2] = &bucket;
-    outcome->gather_ms += start.milliseconds();
-  }
-  for (size_t slot : {buckets.size() % 2, (buckets.size() + 1) % 2}) finish(slot);
-}
-
-Pending ShardedOptimizer::start_gather(const Bucket& bucket, std::byte* staging) {
-  const auto ranges = plan_.ranges(bucket, static_cast<int64_t>(size_of(weight_dtype(state_))));
-  const int rank = communicator_.rank();
-  size_t offset = ranges[static_cast<size_t>(rank)].offset;
+/// Of every row whose states this rank holds: its own, at stage 0 all.
+std::vector<ShardSlice> ShardedOptimizer::slices(const Bucket& bucket) const {
+  const bool own = sharding_.divides_states();
+  const int first = own ? communicator_.rank() : 0;
+  const int end = own ? first + 1 : communicator_.world_size();
+  std::vector<ShardSlice> slices;
   for (const BucketSegment& segment : bucket.segments) {
-    const RowRange rows = plan_.rows(segment, rank);
-    const Tensor own = state_.weight(segment.tensor).row_range(rows.first, rows.count);
-    backend_.copy(staging + offset, own.data, own.bytes());
-    offset += own.bytes();
-  }
-  backend_.synchronize();
-  return communicator_.all_gather({staging, ranges.back().offset + ranges.back().size}, ranges);
-}
-
-void ShardedOptimizer::finish_gather(const Bucket& bucket, const std::byte* staging) {
-  for (int r = 0; r < communicator_.world_size(); ++r) {
-    for (const BucketSegment& segment : bucket.segments) {
+    for (int r = first; r < end; ++r) {
       const RowRange rows = plan_.rows(segment, r);
-      const Tensor target = state_.weight(segment.tensor).row_range(rows.first, rows.count);
-      if (r != communicator_.rank()) backend_.copy(target.data, staging, target.bytes());
-      staging += target.bytes();
+      if (rows.count == 0) continue;
+      slices.push_back(
+          state_.slice(segment.tensor, rows, gradients_.reduced_rows(segment.tensor, rows)));
     }
   }
+  return slices;
 }
 
-void ShardedOptimizer::gather_weights() {
-  StepOutcome timings;
-  update_and_gather([](const Bucket&) {}, &timings);
+void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) {
+  const auto apply = [&](const Bucket& bucket) {
+    const Stopwatch watch;
+    rule_.apply(slices(bucket), factors, {});
+    outcome->update_ms += watch.milliseconds();
+  };
+  if (sharding_.divides_weights()) {
+    gathered_->invalidate();
+    for (const Bucket& bucket : plan_.buckets()) apply(bucket);
+  } else if (sharding_.divides_states()) {
+    gather_.run(apply, nothing);
+  } else {
+    gather_.run(nothing, apply);
+  }
+}
+
+void ShardedOptimizer::share_state() {
+  if (sharding_.divides_weights()) {
+    gathered_->invalidate();
+    return;
+  }
+  make_weight_gather().run(nothing, nothing);
+  if (!sharding_.divides_states()) share_states();
+}
+
+// At stage 0 alone: every rank holds all rows of a state, in rank order.
+void ShardedOptimizer::share_states() {
+  backend_.synchronize();
+  const ShardLayout& layout = state_.layout();
+  for (int t = 0; t < layout.tensors(); ++t) {
+    for (size_t s = 0; s < state_.state_specs(t).size(); ++s) {
+      const auto all = state_.state_bytes(t, s, {0, layout.parameter(t).rows});
+      std::vector<ByteRange> ranges;
+      size_t offset = 0;
+      for (int r = 0; r < communicator_.world_size(); ++r) {
+        const size_t size = state_.state_bytes(t, s, layout.rows_of(t, r)).size();
+        ranges.push_back({offset, size});
+        offset += size;
+      }
+      communicator_.all_gather(all, ranges).wait("waiting for the states of other ranks");
+    }
+  }
 }
 
 void ShardedOptimizer::initialize(const InitialValues& values) {
@@ -250,7 +263,7 @@ void ShardedOptimizer::initialize(const InitialValues& values) {
       backend_.synchronize();  // `host` is filled again
     }
   }
-  gather_weights();
+  share_state();
 }
 
 }  // namespace flashshard

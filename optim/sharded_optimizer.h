@@ -1,70 +1,97 @@
-// ZeRO-1: every rank holds whole weights and gradients, and the optimizer state of its own rows.
-// One step is
+// The ZeRO step, stages 0 to 3. One step is
 //
 //   reduce  (K1)  bucket by bucket as backward makes layers final: each rank ends with the fp32 sum
-//   of its own rows, folded
-//                 over ranks 0, 1, ... (docs/sharding.md), and their exact squares
+//                 of its own rows, folded over ranks 0, 1, ... (docs/sharding.md), and their exact
+//                 squares; with ReduceTime::kEach once for every micro-batch, into an accumulator
 //   agree         one small integer reduction: squares, non-finite count, tokens -> clip
-//   coefficient, the same bits everywhere update + gather (K2)  bucket by bucket: the rule changes
-//   the shard; its new weight rows go to every rank
+//                 coefficient, the same bits everywhere
+//   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Stage 0
+//                 gathers the gradients before, stages 1 and 2 the new weights behind, stage 3
+//                 leaves them to the next forward (gathered_weights.h)
 //
-// A step with a non-finite gradient changes no byte of state on any rank.
+// A step with a non-finite gradient changes no byte of state on any rank. Every stage ends with the
+// same bits.
+//
+// With release the last two happen bucket by bucket inside backward, as soon as a bucket is
+// reduced, and no gradient outlives its bucket: then clipping is by an earlier norm or the bucket's
+// own, and a non-finite gradient skips its bucket.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/reduction_order.h"
 #include "kernels/backend.h"
+#include "optim/bucket_gather.h"
 #include "optim/buckets.h"
+#include "optim/gathered_weights.h"
+#include "optim/gradients.h"
 #include "optim/memory.h"
+#include "optim/reduction.h"
 #include "optim/sharded_state.h"
 #include "optim/update_rule.h"
 
 namespace flashshard {
 
 struct ShardedOptimizerOptions {
-  int64_t bucket_bytes = 64 << 20;
   double clip_norm = 1.0;     // of the mean gradient; 0 = no clipping
   DType wire = DType::kBF16;  // of gradients between ranks; fp32 with an fp32 model
-  ReductionOrder order;       // of the sum over ranks
+  ReductionOrder order = {};  // of the sum over ranks
 };
 
 /// What an optimizer step did. Norms are of the mean gradient (sum over tokens / token count),
 /// before clipping.
 struct StepOutcome {
-  double gradient_norm = 0;  // inf when non-finite
-  double clip_coefficient = 1;
-  int64_t tokens = 0;  // over all ranks
+  double gradient_norm = 0;     // inf when non-finite
+  double clip_coefficient = 1;  // the smallest of any bucket's
+  int64_t tokens = 0;           // over all ranks
   int64_t nonfinite_groups = 0;
-  bool applied = false;  // false: skipped, no state byte changed
+  int64_t skipped_buckets = 0;  // with release: left out of a step that was applied
+  bool applied = false;         // false: skipped, no state byte changed
   double reduce_ms = 0, update_ms = 0, gather_ms = 0;
+};
+
+/// What ranks agree on about gradients.
+struct GradientSums {
+  std::array<int64_t, 10> limbs = {};  // exact squares
+  int64_t nonfinite_groups = 0;
+  int64_t tokens = 0;
+
+  /// Of the gradient divided by so many tokens.
+  double mean_norm(int64_t all_tokens) const;
 };
 
 class ShardedOptimizer {
  public:
-  /// `gradients[t]`: whole gradient of tensor t, bf16 or fp32 (local accumulation). All referenced
-  /// objects must outlive it. Staging for buckets is allocated here, class `buckets`.
+  /// All referenced objects must outlive it. `gradients` and `state` share one Sharding, which must
+  /// be legal. Staging for buckets and gathered layers are allocated here.
   ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
-                   std::span<const Tensor> gradients, UpdateRule& rule,
-                   const ShardedOptimizerOptions& options);
+                   Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
 
   /// Fresh weights: `values(tensor, rows, out)` writes fp32 values of the rows this rank owns;
-  /// encoded, then gathered.
+  /// encoded, then shared.
   using InitialValues = std::function<void(int tensor, RowRange rows, std::span<float> out)>;
   void initialize(const InitialValues& values);
-  /// Brings the owners' weight rows to every rank (after a checkpoint was loaded into the shards).
-  void gather_weights();
+  /// Brings the owners' rows to every rank that holds them too (after a checkpoint was loaded into
+  /// the shards). Collective.
+  void share_state();
 
-  /// Starts a step in which ranks 0 .. contributors-1 hold gradients; the others' are skipped, not
-  /// added as zero.
-  void begin_step(int contributors);
-  /// This layer's gradients are final on this rank: fills and reduces its buckets. Every rank calls
-  /// it for every layer, in backward order, contributors or not.
+  /// The whole weights that a model reads: fixed addresses.
+  std::vector<Tensor> model_weights() const;
+  /// Stage 3's gathers for LayerHooks::before_layer; reductions in flight make progress.
+  void begin_pass(bool backward_follows);
+  void before_layer(int layer);
+
+  /// Starts a reduction of every bucket. A step has one, with ReduceTime::kEach one per
+  /// micro-batch.
+  void begin_round(const Round& round);
+  /// This layer's gradients are final on this rank: fills its buckets and starts their reduction.
+  /// Every rank calls it for every layer, in backward order, contributors or not.
   void layer_ready(int layer);
   /// Ends the step. `local_tokens` is what this rank's gradients sum over.
   StepOutcome step(double learning_rate, int64_t local_tokens);
@@ -72,38 +99,73 @@ class ShardedOptimizer {
   /// Applied updates: bias correction and rounding keys count these. Stored in checkpoints.
   uint64_t updates() const { return updates_; }
   void set_updates(uint64_t updates) { updates_ = updates; }
+  /// Of the gradient last applied, which ClipMode::kPrevious clips by; 0: there is none. Stored in
+  /// checkpoints.
+  double previous_norm() const { return previous_norm_; }
+  void set_previous_norm(double norm) { previous_norm_ = norm; }
   /// Groups of 32 on this rank that an update left untouched since construction, their new values
   /// being outside the format.
   int64_t rejected_groups() const { return rejected_groups_; }
+  /// What the last update did to the sampled groups of this rank.
+  const UpdateHealth& health() const { return health_; }
 
   const BucketPlan& buckets() const { return plan_; }
 
  private:
-  void reduce(const Bucket& bucket);
-  void pack_gradients(const Bucket& bucket, std::byte* packed);
-  std::vector<ShardSlice> own_slices(const Bucket& bucket) const;
-  Tensor own_gradient(const BucketSegment& segment) const;
-  Pending start_gather(const Bucket& bucket, std::byte* staging);
-  void finish_gather(const Bucket& bucket, const std::byte* staging);
-  template <class Update>
-  void update_and_gather(const Update& update, StepOutcome* outcome);
+  void reduced(const Bucket& bucket);
+  void add_own(const Bucket& bucket, GradientSums& sums);
+  GradientSums agree(const GradientSums& own);
+  double clip_coefficient(double norm) const;
+
+  StepFactors factors(double learning_rate, double gradient_factor, uint64_t t);
+  StepOutcome step_at_once(double learning_rate);
+  void update(const StepFactors& factors, StepOutcome* outcome);
+  std::vector<ShardSlice> slices(const Bucket& bucket) const;
+
+  // release.cc
+  void begin_release(const Round& round);
+  void release(const Bucket& bucket);
+  void apply_released(const Bucket& bucket, const StepFactors& factors);
+  StepOutcome finish_release();
+  double released_ms() const { return release_.outcome.update_ms + gather_.ms(); }
+
+  BucketGather make_gather() const;
+  BucketGather make_weight_gather() const;
+  void share_states();
+  StagingPairs make_staging(MemoryLedger& ledger) const;
+  StagingPairs make_gather_staging(MemoryLedger& ledger) const;
+
+  /// A step with release, from its last round on.
+  struct Release {
+    double learning_rate = 0;
+    int64_t tokens = 0;  // over all ranks
+    bool applied = false;
+    StepOutcome outcome;
+  };
 
   Communicator& communicator_;
   Backend& backend_;
   ShardedState& state_;
-  std::vector<Tensor> gradients_;
+  Gradients& gradients_;
   UpdateRule& rule_;
   ShardedOptimizerOptions options_;
-  BucketPlan plan_;
-  std::array<std::span<std::byte>, 2> staging_;  // a reduction's two ends; or two gathers in flight
+  Sharding sharding_;
+  const BucketPlan& plan_;
+  StagingPairs staging_;
+  StagingPairs gather_staging_;  // `staging_` itself unless gathers go on beside reductions
+  BucketReducer reducer_;
+  BucketGather gather_;                      // of new weights; at stage 0 of reduced gradients
+  std::optional<GatheredWeights> gathered_;  // stage 3
 
-  int contributors_ = 0;
+  Round round_;
   size_t next_bucket_ = 0;
   uint64_t updates_ = 0;
-  double reduce_ms_ = 0;
-  std::array<int64_t, 10> limbs_ = {};
-  int64_t nonfinite_groups_ = 0;
+  double previous_norm_ = 0;
   int64_t rejected_groups_ = 0;
+  UpdateHealth health_;
+  double reduce_ms_ = 0;
+  GradientSums sums_;  // of the step: this rank's; with release all ranks'
+  Release release_;
 };
 
 }  // namespace flashshard

@@ -27,15 +27,16 @@ void fill(Backend& backend, void* memory, DType dtype, uint32_t bits, int64_t co
 }  // namespace
 
 ShardedState::ShardedState(MemoryLedger& ledger, const ShardLayout& layout, const UpdateRule& rule,
-                           int rank, DType weight_dtype)
-    : layout_(layout), rank_(rank) {
+                           int rank, DType weight_dtype, const Sharding& sharding)
+    : layout_(layout), rank_(rank), weight_dtype_(weight_dtype), sharding_(sharding) {
   for (int t = 0; t < layout.tensors(); ++t) {
     const ParameterSpec& parameter = layout.parameter(t);
+    const int64_t weight_rows = held(t, sharding_.divides_weights()).count;
     weights_.push_back(
-        ledger.tensor(MemoryClass::kWeights, weight_dtype, {parameter.rows, parameter.cols}));
+        ledger.tensor(MemoryClass::kWeights, weight_dtype, {weight_rows, parameter.cols}));
     formats_.push_back(rule.weight_format(parameter));
     specs_.push_back(rule.states(parameter));
-    const int64_t elements = layout.rows_of(t, rank).count * parameter.cols;
+    const int64_t elements = held(t, sharding_.divides_states()).count * parameter.cols;
     std::vector<void*> states;
     for (const StateTensorSpec& spec : specs_.back()) {
       const int64_t count = spec.elements_for(elements);
@@ -48,24 +49,42 @@ ShardedState::ShardedState(MemoryLedger& ledger, const ShardLayout& layout, cons
   }
 }
 
+RowRange ShardedState::held(int tensor, bool divided) const {
+  return divided ? layout_.rows_of(tensor, rank_) : RowRange{0, layout_.parameter(tensor).rows};
+}
+
+Tensor ShardedState::weight_rows(int tensor, RowRange rows) const {
+  if (rows.count == 0) return Tensor(nullptr, weight_dtype_, {0, layout_.parameter(tensor).cols});
+  const int64_t first = held(tensor, sharding_.divides_weights()).first;
+  return weight(tensor).row_range(rows.first - first, rows.count);
+}
+
+/// `row`: in the whole tensor, the first of a unit.
 void* ShardedState::state_at(int tensor, size_t state, int64_t row) const {
   const StateTensorSpec& spec = specs_[static_cast<size_t>(tensor)][state];
   auto* base = static_cast<std::byte*>(states_[static_cast<size_t>(tensor)][state]);
   if (base == nullptr) return nullptr;
+  row -= held(tensor, sharding_.divides_states()).first;
   const int64_t elements = row * layout_.parameter(tensor).cols;  // whole units: whole groups
   return base + static_cast<size_t>(elements / spec.group) * size_of(spec.dtype);
 }
 
+std::span<std::byte> ShardedState::state_bytes(int tensor, size_t state, RowRange rows) const {
+  const StateTensorSpec& spec = state_specs(tensor)[state];
+  const int64_t elements = rows.count * layout_.parameter(tensor).cols;
+  const auto bytes = static_cast<size_t>(spec.elements_for(elements)) * size_of(spec.dtype);
+  return {static_cast<std::byte*>(state_at(tensor, state, rows.first)), bytes};
+}
+
 ShardSlice ShardedState::slice(int tensor, RowRange rows, Tensor gradient) const {
-  const RowRange own = layout_.rows_of(tensor, rank_);
   ShardSlice slice;
   slice.parameter = &layout_.parameter(tensor);
   slice.tensor = tensor;
-  slice.weight = weight(tensor).row_range(rows.first, rows.count);
+  slice.weight = weight_rows(tensor, rows);
   slice.gradient = gradient;
   slice.first_element = rows.first * slice.parameter->cols;
   for (size_t s = 0; s < state_specs(tensor).size(); ++s) {
-    slice.states.push_back(state_at(tensor, s, rows.first - own.first));
+    slice.states.push_back(state_at(tensor, s, rows.first));
   }
   return slice;
 }
@@ -74,18 +93,11 @@ std::vector<ShardTensorView> ShardedState::shard_views() const {
   std::vector<ShardTensorView> views;
   for (int t = 0; t < layout_.tensors(); ++t) {
     const RowRange rows = layout_.rows_of(t, rank_);
-    const Tensor own = weight(t).row_range(rows.first, rows.count);
+    const Tensor own = weight_rows(t, rows);
     views.push_back({t, "weight", own.dtype, 1, rows, {own.as<std::byte>(), own.bytes()}});
-    const int64_t elements = rows.count * layout_.parameter(t).cols;
     for (size_t s = 0; s < state_specs(t).size(); ++s) {
       const StateTensorSpec& spec = state_specs(t)[s];
-      const auto bytes = static_cast<size_t>(spec.elements_for(elements)) * size_of(spec.dtype);
-      views.push_back({t,
-                       spec.name,
-                       spec.dtype,
-                       spec.group,
-                       rows,
-                       {static_cast<std::byte*>(state_at(t, s, 0)), bytes}});
+      views.push_back({t, spec.name, spec.dtype, spec.group, rows, state_bytes(t, s, rows)});
     }
   }
   return views;

@@ -1,5 +1,5 @@
-// A rank's memory of a model in training: the weights, and this rank's shard of every state tensor.
-// What a checkpoint saves, what `hash` hashes and what the update changes.
+// A rank's memory of a model in training: the weights and states that its stage leaves it. What a
+// checkpoint saves, what `hash` hashes and what the update changes.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +9,7 @@
 
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
+#include "optim/sharding.h"
 #include "optim/update_rule.h"
 
 namespace flashshard {
@@ -26,33 +27,43 @@ struct ShardTensorView {
 
 class ShardedState {
  public:
-  /// ZeRO-1: weights are whole on every rank, states are this rank's rows. `weight_dtype` bf16 or
-  /// fp32.
+  /// Weights are whole on every rank before stage 3, states at stage 0; the rest is this rank's
+  /// rows. `weight_dtype` bf16 or fp32.
   ShardedState(MemoryLedger& ledger, const ShardLayout& layout, const UpdateRule& rule, int rank,
-               DType weight_dtype);
+               DType weight_dtype, const Sharding& sharding);
 
   const ShardLayout& layout() const { return layout_; }
   int rank() const { return rank_; }
 
-  /// Whole weight of a tensor, (rows, cols).
+  DType weight_dtype() const { return weight_dtype_; }
+  /// The rows of a weight that this rank holds: all before stage 3, then its own.
   Tensor weight(int tensor) const { return weights_[static_cast<size_t>(tensor)]; }
+  /// Some of them, by their place in the whole tensor.
+  Tensor weight_rows(int tensor, RowRange rows) const;
   const std::vector<StateTensorSpec>& state_specs(int tensor) const {
     return specs_[static_cast<size_t>(tensor)];
   }
   WeightFormat weight_format(int tensor) const { return formats_[static_cast<size_t>(tensor)]; }
 
-  /// The slice of `rows` (whole units that this rank owns) with the gradient of the same rows.
+  /// The slice of `rows` (whole units whose states this rank holds) with the gradient of the same
+  /// rows.
   ShardSlice slice(int tensor, RowRange rows, Tensor gradient) const;
+
+  /// Bytes of a state at `rows` (whole units whose states this rank holds).
+  std::span<std::byte> state_bytes(int tensor, size_t state, RowRange rows) const;
 
   /// Every tensor's weight rows and states on this rank, tensor by tensor, weight first, states in
   /// the rule's order. A tensor of which this rank owns no row has empty views.
   std::vector<ShardTensorView> shard_views() const;
 
  private:
+  RowRange held(int tensor, bool divided) const;
   void* state_at(int tensor, size_t state, int64_t row) const;
 
   const ShardLayout& layout_;
   int rank_;
+  DType weight_dtype_;
+  Sharding sharding_;
   std::vector<Tensor> weights_;
   std::vector<WeightFormat> formats_;
   std::vector<std::vector<StateTensorSpec>> specs_;

@@ -56,6 +56,7 @@ struct StepFactors {
   /// Host memory, added to: groups of 32 left untouched because a new value lay outside the
   /// format's domain. May be null.
   int64_t* rejected_groups = nullptr;
+  UpdateHealth* health = nullptr;  // host memory, added to; may be null
 };
 
 class UpdateRule {

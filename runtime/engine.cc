@@ -1,10 +1,11 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
-#include <thread>
+#include <optional>
 
-#include "kernels/numerics/bf16.h"
-#include "runtime/checkpoint/load.h"
+#include "runtime/agreement.h"
+#include "runtime/checkpoint/master_reader.h"
+#include "runtime/config/sharding_options.h"
 #include "runtime/metrics/process_memory.h"
 #include "runtime/parameter_groups.h"
 
@@ -157,51 +158,52 @@ LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_si
   return options;
 }
 
-bool accumulates(const proto::RunConfig& config, int world_size) {
-  return config.train().global_batch() / config.train().micro_batch() > world_size;
+void announce_layers(const LlamaOptions& model, const LayerHooks& hooks, bool backward) {
+  for (int layer = 0; layer <= model.layers; ++layer) hooks.call_before_layer(layer);
+  if (model.tied_embeddings) hooks.call_before_layer(0);
+  hooks.call_before_layer(model.layers + 1);
+  if (!backward) return;
+  hooks.call_after_layer_backward(model.layers + 1);
+  for (int layer = model.layers; layer >= 1; --layer) {
+    hooks.call_before_layer(layer);
+    hooks.call_after_layer_backward(layer);
+  }
+  hooks.call_after_layer_backward(0);
 }
 
-int threads_of(const proto::RunConfig& config, const Communicator& communicator) {
-  if (config.run().threads() > 0) return config.run().threads();
-  int on_this_host = 0;
-  for (int r = 0; r < communicator.world_size(); ++r) {
-    on_this_host += communicator.host(r) == communicator.host(communicator.rank()) ? 1 : 0;
-  }
-  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  return std::max(1, cores / on_this_host);
+AttentionScope attention_scope(const proto::RunConfig& config) {
+  return config.train().attention() == proto::AttentionScopeKind::DOCUMENT
+             ? AttentionScope::kDocument
+             : AttentionScope::kSequence;
 }
 
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
-      backend_(make_backend(config, threads_of(config, communicator))),
+      threads_(settle_threads(config, share_processors(communicator))),
+      backend_(make_backend(config, threads_.threads)),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
       model_options_(llama_options(config, data_vocab_size)),
-      accumulates_(accumulates(config, communicator.world_size())) {
+      sharding_(sharding_of(config, communicator.world_size())) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
-                              ActivationUse::kTraining, recompute(config)};
+                              ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
   rule_ = make_elementwise_rule(*backend_, rule_options(config, model_->parameters()));
   layout_ = std::make_unique<ShardLayout>(
       make_layout(*rule_, model_->parameters(), communicator.world_size()));
   state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),
-                                          model_options_.dtype);
-  // Several micro-batches of a rank are summed in fp32; a single one needs no more than its own
-  // type.
-  const DType gradient = accumulates_ ? DType::kFP32 : model_options_.dtype;
-  allocate_gradients(gradient);
-  std::vector<Tensor> weights;
-  weights.reserve(static_cast<size_t>(layout_->tensors()));
-  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
-  model_->bind(weights, gradients_);
-
+                                          model_options_.dtype, sharding_);
+  plan_ = std::make_unique<BucketPlan>(*layout_, config.parallelism().bucket_bytes(),
+                                       static_cast<int64_t>(size_of(model_options_.dtype)));
+  gradients_ = std::make_unique<Gradients>(*ledger_, *plan_, communicator.rank(),
+                                           GradientFormat{sharding_, model_options_.dtype});
   ShardedOptimizerOptions options;
-  options.bucket_bytes = config.parallelism().bucket_bytes();
   options.clip_norm = config.optimizer().clip_norm();
   options.wire = model_options_.dtype;
   options.order = reduction_order(config.parallelism());
-  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, gradients_,
+  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
                                                   *rule_, options);
-  predicted_ = predict(config, communicator.rank(), gradient, shape);
+  model_->bind(optimizer_->model_weights(), gradients_->local());
+  predicted_ = predict(config, communicator.rank(), shape);
 }
 
 std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, int threads) {
@@ -212,20 +214,10 @@ std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, in
   return traced;
 }
 
-void Engine::allocate_gradients(DType dtype) {
-  const MemoryClass memory_class = accumulates_ && model_options_.dtype == DType::kBF16
-                                       ? MemoryClass::kAccumulator
-                                       : MemoryClass::kGradients;
-  for (const ParameterSpec& parameter : layout_->parameters()) {
-    gradients_.push_back(ledger_->tensor(memory_class, dtype, {parameter.rows, parameter.cols}));
-  }
-}
-
-MemoryTable Engine::predict(const proto::RunConfig& config, int rank, DType gradient,
+MemoryTable Engine::predict(const proto::RunConfig& config, int rank,
                             const ActivationShape& shape) const {
   LedgerInputs inputs;
-  inputs.weight_dtype = model_options_.dtype;
-  inputs.gradient_dtype = gradient;
+  inputs.format = gradients_->format();
   inputs.wire = model_options_.dtype;
   inputs.order = reduction_order(config.parallelism());
   inputs.bucket_bytes = config.parallelism().bucket_bytes();
@@ -241,21 +233,39 @@ void Engine::initialize(uint64_t seed) {
   });
 }
 
-void Engine::read_weights(const std::string& step_folder) {
-  std::vector<Tensor> weights;
-  for (int t = 0; t < layout_->tensors(); ++t) weights.push_back(state_->weight(t));
-  checkpoint::read_weights(step_folder, layout_->parameters(), weights);
+LossResult Engine::evaluate(const MicroBatchView* batch) {
+  LayerHooks hooks;
+  hooks.before_layer = [this](int layer) { optimizer_->before_layer(layer); };
+  optimizer_->begin_pass(false);
+  if (batch != nullptr) return model_->evaluate(*batch, hooks);
+  announce_layers(model_options_, hooks, false);
+  return {};
 }
 
-void Engine::restart_from_weights() {
-  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
-    const Tensor weight = state_->weight(tensor).row_range(rows.first, rows.count);
-    if (weight.dtype == DType::kFP32) {
-      std::copy_n(weight.as<float>(), out.size(), out.begin());
-    } else {
-      std::transform(weight.as<uint16_t>(), weight.as<uint16_t>() + out.size(), out.begin(),
-                     bf16_to_float);
+void Engine::start_from_weights(const std::string& step_folder, Communicator& communicator) {
+  std::optional<checkpoint::CheckpointReader> reader;
+  std::optional<checkpoint::MasterReader> masters;
+  const auto host = make_cpu_backend({.threads = 1});
+  run_and_agree(communicator, [&] {
+    const checkpoint::Schema& saved = reader.emplace(step_folder).manifest().schema;
+    checkpoint::require_same_shapes(saved, layout_->parameters(), step_folder);
+    for (int t = 0; t < layout_->tensors(); ++t) {
+      checkpoint::require_weight_dtype(saved, t, model_options_.dtype, step_folder);
     }
+    masters.emplace(*reader, *host);
+  });
+  // The initialization is collective: a rank whose file fails goes through it to the vote.
+  std::optional<Failure> failure;
+  optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> values) {
+    std::ranges::fill(values, 0.0f);
+    if (failure) return;
+    failure =
+        outcome_of([&] { masters->read(tensor, rows, checkpoint::WeightValue::kMaster, values); });
+  });
+  agree(communicator, failure);
+  const checkpoint::LogicalHash read = all_reduce(masters->hash(), communicator);
+  run_and_agree(communicator, [&] {
+    checkpoint::require_weights_of(*reader, read, checkpoint::WeightValue::kMaster);
   });
 }
 

@@ -4,11 +4,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
+#include <string>
 
 #include "comm/communicator.h"
 #include "kernels/backend.h"
 #include "kernels/traced_backend.h"
+#include "optim/gradients.h"
 #include "optim/ledger.h"
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
@@ -16,6 +17,7 @@
 #include "optim/sharded_state.h"
 #include "proto/run.pb.h"
 #include "runtime/model/llama.h"
+#include "runtime/thread_placement.h"
 
 namespace flashshard {
 
@@ -23,18 +25,17 @@ namespace flashshard {
 /// model.vocab_size 0. Throws Error(kUsage).
 LlamaOptions llama_options(const proto::RunConfig& config, int64_t data_vocab_size);
 
-/// Some rank sums several micro-batches of a step locally: their M = global_batch / micro_batch
-/// exceed the ranks.
-bool accumulates(const proto::RunConfig& config, int world_size);
+/// Calls the hooks as a forward does, and a backward where it follows (LayerHooks): for a rank that
+/// has no micro-batch of its own while the others have.
+void announce_layers(const LlamaOptions& model, const LayerHooks& hooks, bool backward);
 
-/// Threads of this rank: run.threads, or the host's cores divided by the ranks on it (at least
-/// one).
-int threads_of(const proto::RunConfig& config, const Communicator& communicator);
+/// What a token attends to in a run.
+AttentionScope attention_scope(const proto::RunConfig& config);
 
 class Engine {
  public:
-  /// Allocates everything a step will need. `config` is resolved. Throws Error(kUsage,
-  /// kOutOfSpace).
+  /// Allocates everything a step will need and settles the calling thread (thread_placement.h).
+  /// `config` is resolved. Collective. Throws Error(kUsage, kOutOfSpace).
   Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size);
 
   Backend& backend() { return *backend_; }
@@ -45,44 +46,44 @@ class Engine {
   ShardedState& state() { return *state_; }
   ShardedOptimizer& optimizer() { return *optimizer_; }
   const ShardLayout& layout() const { return *layout_; }
+  const Sharding& sharding() const { return sharding_; }
   int64_t parameters() const { return llama_parameter_count(model_options_); }
 
   const MemoryTable& tagged() const { return ledger_->tagged(); }
   const MemoryTable& predicted() const { return predicted_; }
+  /// Where this rank computes.
+  const ThreadPlacement& threads() const { return threads_; }
   /// Resident bytes before the first arena: what growth is measured from.
   int64_t resident_before() const { return resident_before_; }
 
   /// Draws fresh weights, the same at any world size.
   void initialize(uint64_t seed);
-  /// Forward and backward of one micro-batch; the weights' gradients are added to when it is not
-  /// the step's first.
-  LossResult forward_backward(const MicroBatchView& batch, const LayerHooks& hooks, bool first) {
-    return model_->forward_backward(batch, hooks, !first);
-  }
+  /// The loss of one micro-batch; null: this rank has none while others have. Collective at stage
+  /// 3.
+  LossResult evaluate(const MicroBatchView* batch);
 
-  /// Whole weights from a checkpoint of any world size. Throws Error(kCheckpoint): damaged, other
-  /// shapes, another dtype. restart_from_weights() must follow.
-  void read_weights(const std::string& step_folder);
-  /// Takes the weights as masters, with fresh states. Collective.
-  void restart_from_weights();
+  /// Takes the master weights of a checkpoint of any world size, with fresh states; each rank reads
+  /// the rows that it owns. Collective; throws AgreedError(kCheckpoint): damaged, other shapes,
+  /// another dtype.
+  void start_from_weights(const std::string& step_folder, Communicator& communicator);
 
  private:
   std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);
-  void allocate_gradients(DType dtype);
-  MemoryTable predict(const proto::RunConfig& config, int rank, DType gradient,
-                      const ActivationShape& shape) const;
+  MemoryTable predict(const proto::RunConfig& config, int rank, const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
+  ThreadPlacement threads_;
   TracedBackend* traced_backend_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;
   LlamaOptions model_options_;
-  bool accumulates_;
+  Sharding sharding_;
   std::unique_ptr<Llama> model_;
   std::unique_ptr<UpdateRule> rule_;
   std::unique_ptr<ShardLayout> layout_;
+  std::unique_ptr<BucketPlan> plan_;
   std::unique_ptr<ShardedState> state_;
-  std::vector<Tensor> gradients_;
+  std::unique_ptr<Gradients> gradients_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
   MemoryTable predicted_;
 };

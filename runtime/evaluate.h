@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numbers>
 
 #include "comm/communicator.h"
@@ -16,6 +17,7 @@ struct EvaluationRequest {
   int64_t micro_batch = 1;      // sequences at once; at most what the model was made for
   int64_t sequence_length = 0;  // tokens
   int64_t most_sequences = 0;   // 0: the whole split
+  AttentionScope attention = AttentionScope::kSequence;  // as the model was trained
 };
 
 struct Evaluation {
@@ -30,8 +32,14 @@ struct Evaluation {
   double bits_per_byte(double bytes_per_token) const { return bits_per_token() / bytes_per_token; }
 };
 
-/// Collective: rank r takes micro-batches r, r + N, ...; sums are added in rank order. Throws
-/// Error(kBadData).
+/// The loss of a micro-batch; null: this rank has none in a round in which others have.
+using EvaluationPass = std::function<LossResult(const MicroBatchView*)>;
+
+/// Collective: rank r takes micro-batches r, r + N, ...; losses are added in their order, whatever
+/// N. Throws Error(kBadData), also for data without documents where attention stays within them.
+Evaluation evaluate(Communicator& communicator, const EvaluationPass& pass,
+                    const data::TokenDataset& dataset, const EvaluationRequest& request);
+/// The same with a model that holds its weights whole.
 Evaluation evaluate(Communicator& communicator, Model& model, const data::TokenDataset& dataset,
                     const EvaluationRequest& request);
 

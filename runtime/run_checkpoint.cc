@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
+#include <bit>
+
 #include "runtime/agreement.h"
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/load.h"
@@ -13,6 +17,8 @@ namespace flashshard {
 namespace {
 
 constexpr const char* kSkippedSteps = "skipped_steps";
+constexpr const char* kPreviousNorm = "previous_norm_bits";  // of the fp64 number
+constexpr const char* kBackend = "backend";
 constexpr const char* kDataFingerprint = "data_fingerprint";
 constexpr const char* kTokenizer = "tokenizer";
 
@@ -22,6 +28,16 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& 
   const auto recorded = run.environment.find(kTokenizer);
   if (recorded == run.environment.end()) return std::nullopt;
   return data::parse_identity(recorded->second);
+}
+
+std::filesystem::path tokenizer_folder(const std::string& step_folder,
+                                       const std::string& data_path) {
+  // run.dir/checkpoints/step-N, unless somebody has moved it.
+  std::error_code ignored;
+  std::filesystem::path step = std::filesystem::weakly_canonical(step_folder, ignored);
+  if (!step.has_filename()) step = step.parent_path();
+  const auto beside = step.parent_path().parent_path() / "tokenizer";
+  return std::filesystem::is_directory(beside, ignored) ? beside : std::filesystem::path(data_path);
 }
 
 void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,
@@ -60,6 +76,7 @@ void RunCheckpoint::require_same_run(const std::string& path,
                 path, "set it back, or start a new run in another run.dir");
   }
   require_same_states(before.optimizer(), config_.optimizer(), engine_.layout().parameters(), path);
+  if (config_.parallelism().reproducible()) require_same_bits(saved, before, path);
   require_same_tokenizer(saved, path, data);
   const auto fingerprint = saved.environment.find(kDataFingerprint);
   if (fingerprint == saved.environment.end() || fingerprint->second != data.fingerprint()) {
@@ -72,6 +89,29 @@ void RunCheckpoint::require_same_run(const std::string& path,
                             config_.train().steps()),
                 path);
   }
+}
+
+void RunCheckpoint::require_same_bits(const checkpoint::RunState& saved,
+                                      const proto::RunConfig& before,
+                                      const std::string& path) const {
+  constexpr std::array<std::string_view, 3> pinned = {"train.micro_batch", "train.global_batch",
+                                                      "run.threads"};
+  for (const ConfigDifference& difference : differences(before, config_)) {
+    if (std::ranges::find(pinned, difference.path) == pinned.end()) continue;
+    throw Error(ExitCode::kUsage,
+                fmt::format("{} was {} when the checkpoint was saved and is {} now: a reproducible "
+                            "run keeps what decides its bits",
+                            difference.path, difference.before, difference.after),
+                path, "set it back, or start a new run in another run.dir");
+  }
+  const auto backend = saved.environment.find(kBackend);
+  const std::string_view here = engine_.backend().environment();
+  if (backend != saved.environment.end() && backend->second == here) return;
+  throw Error(ExitCode::kUsage,
+              fmt::format("a reproducible run must go on with what computed it: `{}`, here it is "
+                          "`{}`",
+                          backend == saved.environment.end() ? "unknown" : backend->second, here),
+              path, "resume on the same kind of processor with the same libraries");
 }
 
 std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
@@ -98,7 +138,10 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
   checkpoint::RunState saved;
   saved = checkpoint::load(request, communicator_);
   engine_.optimizer().set_updates(saved.applied_updates);
-  engine_.optimizer().gather_weights();
+  if (const auto norm = saved.counters.find(kPreviousNorm); norm != saved.counters.end()) {
+    engine_.optimizer().set_previous_norm(std::bit_cast<double>(norm->second));
+  }
+  engine_.optimizer().share_state();
 
   RunProgress progress;
   progress.step = saved.step;
@@ -124,12 +167,11 @@ void RunCheckpoint::start_from(const std::string& argument, const data::DatasetM
     const checkpoint::RunState saved = checkpoint::read_run_state(path);
     require_same_tokenizer(saved, path, data);
     require_same_model(saved, path);
-    engine_.read_weights(path);
     if (communicator_.rank() == 0) {
       reporter_.info(fmt::format("starts with the weights of {}, step {}", path, saved.step));
     }
   });
-  engine_.restart_from_weights();
+  engine_.start_from_weights(path, communicator_);
 }
 
 void RunCheckpoint::require_same_model(const checkpoint::RunState& saved,
@@ -166,11 +208,13 @@ std::string RunCheckpoint::save(const RunProgress& progress) {
   request.run.tokens_consumed = progress.tokens;
   request.run.model = config_.model().preset().empty() ? "llama" : config_.model().preset();
   request.run.config = to_text(config_);
-  request.run.environment = {{"backend", std::string(engine_.backend().environment())},
+  request.run.environment = {{kBackend, std::string(engine_.backend().environment())},
                              {kDataFingerprint, progress.data.fingerprint()},
                              {kTokenizer, progress.data.identity().text()}};
   request.run.rng_keys = {{"seed", config_.run().seed()}};
-  request.run.counters = {{kSkippedSteps, progress.skipped_steps}};
+  request.run.counters = {
+      {kSkippedSteps, progress.skipped_steps},
+      {kPreviousNorm, std::bit_cast<int64_t>(engine_.optimizer().previous_norm())}};
   request.layout = &engine_.layout();
   const auto views = engine_.state().shard_views();
   request.views = views;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 
@@ -28,6 +29,11 @@ struct RunProgress {
 /// The tokenizer of the data that a checkpoint was trained on; nothing where nobody recorded it.
 std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& run);
 
+/// Where the files of a checkpoint's tokenizer lie: in its run's folder, or else with the data that
+/// it was trained on.
+std::filesystem::path tokenizer_folder(const std::string& step_folder,
+                                       const std::string& data_path);
+
 /// Throws Error(kUsage) when `data` was made with another tokenizer than the checkpoint's. Files of
 /// other programs do not say what made them: their ids alone can be compared with a vocabulary.
 void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,
@@ -49,9 +55,9 @@ class RunCheckpoint {
   /// kCheckpoint, kBadData (another data set).
   std::optional<RunProgress> resume(const std::string& mode, const data::DatasetManifest& data);
 
-  /// Begins with the weights of the checkpoint `argument` (model.initialize_from): states are
-  /// fresh. Collective; throws AgreedError: kCheckpoint (damaged, other shapes or dtype), kUsage
-  /// (another tokenizer than `data`'s, no such checkpoint).
+  /// Begins with the master weights of the checkpoint `argument` (model.initialize_from), saved by
+  /// any number of ranks: states are fresh. Collective; throws AgreedError: kCheckpoint (damaged,
+  /// other shapes or dtype), kUsage (another tokenizer than `data`'s, no such checkpoint).
   void start_from(const std::string& argument, const data::DatasetManifest& data);
 
   /// Collective; returns the checkpoint's path. Throws AgreedError.
@@ -62,6 +68,9 @@ class RunCheckpoint {
   /// Throws Error(kUsage) when weights of the same shapes would mean something else here; warns of
   /// what may be meant.
   void require_same_model(const checkpoint::RunState& saved, const std::string& path) const;
+  /// Of a reproducible run: throws Error(kUsage) where its bits would change.
+  void require_same_bits(const checkpoint::RunState& saved, const proto::RunConfig& before,
+                         const std::string& path) const;
   void require_same_run(const std::string& path, const data::DatasetManifest& data) const;
 
   Communicator& communicator_;

@@ -13,18 +13,23 @@
 
 namespace flashshard {
 
-TrainedModel::TrainedModel(const std::string& checkpoint, const Communicator& communicator, Use use)
-    : path_(checkpoint::resolve(checkpoint)), run_(checkpoint::read_run_state(path_)) {
+TrainedModel::TrainedModel(const std::string& checkpoint, Communicator& communicator, Use use)
+    : share_(share_processors(communicator)),
+      path_(checkpoint::resolve(checkpoint)),
+      run_(checkpoint::read_run_state(path_)) {
   const proto::RunConfig config = parse_run_config(run_.config, path_ + ": its configuration", {});
   data_path_ = config.data().path();
   const LlamaOptions options = llama_options(config, 0);
+  attention_ = attention_scope(config);
   batch_ = use == Use::kBatches ? config.train().micro_batch() : 1;
-  backend_ = make_cpu_backend({threads_of(config, communicator)});
+  backend_ = make_cpu_backend({settle_threads(config, share_).threads});
   ledger_ = std::make_unique<MemoryLedger>(*backend_);
   const ActivationUse activations =
       use == Use::kBatches ? ActivationUse::kInference : ActivationUse::kGeneration;
-  model_ = std::make_unique<Llama>(
-      *ledger_, options, ActivationShape{batch_, config.train().sequence_length(), activations});
+  ActivationShape shape{batch_, config.train().sequence_length(), activations};
+  // A text that is written is one document.
+  if (use == Use::kBatches) shape.attention = attention_;
+  model_ = std::make_unique<Llama>(*ledger_, options, shape);
   std::vector<Tensor> weights;
   for (const ParameterSpec& parameter : model_->parameters()) {
     weights.push_back(
@@ -55,13 +60,7 @@ std::unique_ptr<data::Tokenizer> TrainedModel::open_tokenizer() const {
     throw Error(ExitCode::kUsage, "the checkpoint does not name its tokenizer", path_,
                 "name it with --tokenizer");
   }
-  // CKPT is run.dir/checkpoints/step-N, unless somebody has moved it.
-  std::error_code ignored;
-  std::filesystem::path step = std::filesystem::weakly_canonical(path_, ignored);
-  if (!step.has_filename()) step = step.parent_path();
-  const auto beside = step.parent_path().parent_path() / "tokenizer";
-  return data::open_tokenizer(
-      *identity, std::filesystem::is_directory(beside, ignored) ? beside.string() : data_path_);
+  return data::open_tokenizer(*identity, tokenizer_folder(path_, data_path_));
 }
 
 }  // namespace flashshard

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/device.h"
 #include "optim/schedule.h"
+#include "optim/stopwatch.h"
 #include "runtime/agreement.h"
 #include "runtime/config/run_config.h"
 #include "runtime/data/micro_batch_schedule.h"
@@ -19,9 +20,12 @@
 #include "runtime/data/token_dataset.h"
 #include "runtime/engine.h"
 #include "runtime/evaluate.h"
+#include "runtime/gradient_pass.h"
+#include "runtime/losses.h"
 #include "runtime/metrics/process_memory.h"
 #include "runtime/metrics/status_file.h"
 #include "runtime/metrics/trace_file.h"
+#include "runtime/numerics_check.h"
 #include "runtime/parameter_groups.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
@@ -30,17 +34,6 @@
 
 namespace flashshard {
 namespace {
-
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-  double milliseconds() const { return 1e3 * seconds(); }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
 
 Schedule schedule_of(const proto::RunConfig& config) {
   Schedule schedule;
@@ -68,14 +61,13 @@ Schedule schedule_of(const proto::RunConfig& config) {
 
 /// What each rank tells the others once a step. Plain bytes: it is gathered as it is.
 struct RankReport {
-  double loss_sum = 0;
-  int64_t tokens = 0;
   double data_ms = 0;
   double forward_ms = 0;
   double backward_ms = 0;
   int64_t peak_bytes = 0;
   int64_t stop_cause = 0;
   int64_t rejected_groups = 0;  // by the steps before this one
+  UpdateHealth health;          // of the last update before this step
 };
 
 /// A step's report of all ranks in one.
@@ -85,21 +77,25 @@ struct StepReport {
   int64_t slowest_rank = 0;
   int64_t peak_bytes = 0;
   int64_t rejected_groups = 0;
+  UpdateHealth health;
   StopCause stop = StopCause::kNone;
 };
 
-StepReport combine(std::span<const RankReport> ranks) {
+StepReport combine(const LossResult& loss, std::span<const RankReport> ranks) {
   StepReport report;
-  double loss_sum = 0, longest = -1;
-  int64_t tokens = 0, stop = 0;
+  report.loss = loss.token_count > 0 ? loss.loss_sum / static_cast<double>(loss.token_count)
+                                     : std::numeric_limits<double>::quiet_NaN();
+  double longest = -1;
+  int64_t stop = 0;
   for (size_t r = 0; r < ranks.size(); ++r) {
-    loss_sum += ranks[r].loss_sum;
-    tokens += ranks[r].tokens;
     report.data_ms = std::max(report.data_ms, ranks[r].data_ms);
     report.forward_ms = std::max(report.forward_ms, ranks[r].forward_ms);
     report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
     report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
     report.rejected_groups += ranks[r].rejected_groups;
+    for (const auto& [name, counter] : kHealthCounters) {
+      report.health.*counter += ranks[r].health.*counter;
+    }
     stop = std::max(stop, ranks[r].stop_cause);
     const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
     if (own > longest) {
@@ -107,8 +103,6 @@ StepReport combine(std::span<const RankReport> ranks) {
       report.slowest_rank = static_cast<int64_t>(r);
     }
   }
-  report.loss = tokens > 0 ? loss_sum / static_cast<double>(tokens)
-                           : std::numeric_limits<double>::quiet_NaN();
   report.stop = static_cast<StopCause>(stop);
   return report;
 }
@@ -123,7 +117,8 @@ class Trainer {
         folder_(folder),
         status_(status),
         reporter_(folder, communicator.rank()),
-        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()) {}
+        stop_signal_(communicator.rank() == 0 ? folder.stop_path() : std::filesystem::path()),
+        numerics_(request.config, [this](std::string_view line) { reporter_.warning(line); }) {}
 
   ExitCode run();
   int64_t last_step() const { return progress_.step; }
@@ -135,9 +130,9 @@ class Trainer {
   void start_or_resume();
   void announce();
   void report_memory(bool show);
-  StepReport compute_gradients();
-  const data::MicroBatch& next_micro_batch();
-  StepReport exchange(const RankReport& own);
+  StepReport compute_gradients(double learning_rate);
+  void announce_reproducible();
+  StepShape step_shape() const;
   void save_trace(TracedBackend& traced);
   void one_step();
   std::optional<double> validate();
@@ -157,6 +152,7 @@ class Trainer {
   metrics::StatusFile& status_;
   RunReporter reporter_;
   StopSignal stop_signal_;
+  NumericsCheck numerics_;
 
   std::optional<data::TokenDataset> train_data_;
   std::optional<data::TokenDataset> validation_data_;
@@ -194,14 +190,15 @@ ExitCode Trainer::run() {
     }
   });
   announce();
+  numerics_.before_first_step(communicator_, engine_->backend(), engine_->state());
   set_status(metrics::RunState::kRunning);
   data::Prefetcher::Options prefetch;
   prefetch.sequences = config_.train().micro_batch();
   prefetch.sequence_length = config_.train().sequence_length();
   prefetch.schedule = *micro_batches_;
-  prefetch.fill = [this](int64_t first, int64_t count, std::span<int32_t> inputs,
-                         std::span<int32_t> targets) {
-    sampler_->fill(first, count, inputs, targets);
+  prefetch.document_starts = attention_scope(config_) == AttentionScope::kDocument;
+  prefetch.fill = [this](int64_t first, int64_t count, const data::SequenceBuffers& buffers) {
+    sampler_->fill(first, count, buffers);
   };
   if (last()) {
     reporter_.info(
@@ -223,6 +220,10 @@ void Trainer::open_data() {
         data::TokenDataset::open(config_.data().path(), data::Split::kValidation));
   }
   require_vocabulary();
+  if (attention_scope(config_) == AttentionScope::kDocument) {
+    train_data_->require_documents();
+    if (validation_data_) validation_data_->require_documents();
+  }
   // Resolved here and saved with the run: a trained model must know its vocabulary without the
   // data.
   if (config_.model().vocab_size() == 0) {
@@ -289,10 +290,26 @@ void Trainer::announce() {
   const std::string groups =
       parameter_group_table(config_.optimizer(), engine_->layout().parameters());
   if (!groups.empty()) reporter_.info(groups);
+  reporter_.info(engine_->threads().text);
   report_memory(true);
+  if (engine_->sharding().reproducible) announce_reproducible();
   if (const auto device = visible_cuda_device()) {
     reporter_.info(fmt::format("{} is visible; this version computes on the CPU", device->name));
   }
+}
+
+void Trainer::announce_reproducible() {
+  const int64_t ranks = communicator_.world_size(), rounds = step_shape().rounds();
+  const auto wire = static_cast<int64_t>(size_of(engine_->model_options().dtype));
+  const double sent = static_cast<double>(rounds * engine_->parameters() * wire) *
+                      static_cast<double>(ranks - 1) / static_cast<double>(ranks);
+  const auto accumulator = engine_->tagged()[MemoryClass::kAccumulator];
+  constexpr double kMiB = 1 << 20;
+  reporter_.info(fmt::format(
+      "reproducible at any number of ranks. Its cost: {} reductions a step instead of 1, {:.1f} "
+      "MiB "
+      "sent by each rank; {:.1f} MiB of accumulator; {} threads a rank",
+      rounds, sent / kMiB, static_cast<double>(accumulator) / kMiB, config_.run().threads()));
 }
 
 void Trainer::report_memory(bool show) {
@@ -305,51 +322,30 @@ void Trainer::report_memory(bool show) {
   reporter_.memory(folder_, ranks, engine_->parameters(), show);
 }
 
-StepReport Trainer::compute_gradients() {
-  RankReport own;
-  ShardedOptimizer& optimizer = engine_->optimizer();
-  optimizer.begin_step(communicator_.world_size());
-  const int64_t count = micro_batches_->micro_batches_per_step();
-  const int head_layer = engine_->model_options().layers + 1;
-  for (int64_t k = 0; k < count; ++k) {
-    const data::MicroBatch& batch = next_micro_batch();
-    const BackendRange range(engine_->backend(), "micro-batch", k);
-    const Stopwatch watch;
-    double forward_ms = 0, reduce_ms = 0;
-    LayerHooks hooks;
-    hooks.after_layer_backward = [&](int layer) {
-      if (layer == head_layer) forward_ms = watch.milliseconds();
-      if (k + 1 < count) return;  // gradients are final with the last micro-batch
-      const Stopwatch reduction;
-      optimizer.layer_ready(layer);
-      reduce_ms += reduction.milliseconds();
-    };
-    const LossResult loss = engine_->forward_backward(
-        {batch.inputs, batch.targets, batch.sequences, config_.train().sequence_length()}, hooks,
-        k == 0);
-    own.loss_sum += loss.loss_sum;
-    own.tokens += loss.token_count;
-    own.forward_ms += forward_ms;
-    own.backward_ms += watch.milliseconds() - forward_ms - reduce_ms;
-  }
-  own.data_ms = prefetcher_->take_wait_ms();
+StepShape Trainer::step_shape() const {
+  return {config_.train().global_batch() / config_.train().micro_batch(),
+          communicator_.world_size(), communicator_.rank()};
+}
+
+StepReport Trainer::compute_gradients(double learning_rate) {
+  const StepShape shape = step_shape();
+  const PassResult pass =
+      GradientPass(*engine_, *prefetcher_, shape, config_.train().sequence_length())
+          .run(learning_rate);
+  local_tokens_ = pass.tokens;
+  const LossResult loss =
+      sum_in_order(communicator_, "waiting for the losses of a step", pass.losses, shape.rounds());
+  std::vector<RankReport> ranks(static_cast<size_t>(communicator_.world_size()));
+  RankReport& own = ranks[static_cast<size_t>(communicator_.rank())];
+  own.data_ms = pass.data_ms;
+  own.forward_ms = pass.forward_ms;
+  own.backward_ms = pass.backward_ms;
   own.peak_bytes = metrics::read_process_memory().peak_resident;
   own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
-  own.rejected_groups = optimizer.rejected_groups();
-  local_tokens_ = own.tokens;
-  return exchange(own);
-}
-
-const data::MicroBatch& Trainer::next_micro_batch() {
-  const BackendRange range(engine_->backend(), "waiting for data");
-  return prefetcher_->next();
-}
-
-StepReport Trainer::exchange(const RankReport& own) {
-  std::vector<RankReport> ranks(static_cast<size_t>(communicator_.world_size()));
-  ranks[static_cast<size_t>(communicator_.rank())] = own;
+  own.rejected_groups = engine_->optimizer().rejected_groups();
+  own.health = engine_->optimizer().health();
   gather_plain(communicator_, "waiting for the reports of a step", std::span(ranks));
-  return combine(ranks);
+  return combine(loss, ranks);
 }
 
 void Trainer::one_step() {
@@ -358,7 +354,7 @@ void Trainer::one_step() {
   TracedBackend* const traced =
       progress_.step + 1 == config_.run().profile() ? engine_->traced_backend() : nullptr;
   if (traced != nullptr) traced->start();
-  const StepReport report = compute_gradients();
+  const StepReport report = compute_gradients(learning_rate);
   const StepOutcome outcome = engine_->optimizer().step(learning_rate, local_tokens_);
   const double seconds = watch.seconds();
   if (traced != nullptr) save_trace(*traced);
@@ -390,6 +386,8 @@ void Trainer::one_step() {
   line.slowest_rank = report.slowest_rank;
   line.peak_bytes = peak_bytes_;
   line.health = {{"rejected_groups", report.rejected_groups}};
+  for (const auto& [name, counter] : kHealthCounters) line.health[name] = report.health.*counter;
+  if (engine_->sharding().release) line.health["skipped_buckets"] = outcome.skipped_buckets;
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
   line.skipped_steps = progress_.skipped_steps;
@@ -398,6 +396,8 @@ void Trainer::one_step() {
   }
   reporter_.step(line);
   count_skip(outcome);
+  // The counters are those of the update before; in a warm-up small steps are meant.
+  if (progress_.step > config_.schedule().warmup_steps() + 1) numerics_.after_update(report.health);
   set_status(metrics::RunState::kRunning);
   if (stop_ != StopCause::kNone || due(config_.checkpoint().every()) ||
       (last() && config_.checkpoint().at_end())) {
@@ -443,8 +443,9 @@ void Trainer::count_skip(const StepOutcome& outcome) {
 std::optional<double> Trainer::validate() {
   const Stopwatch watch;
   const EvaluationRequest request{config_.train().micro_batch(), config_.train().sequence_length(),
-                                  config_.train().validation_sequences()};
-  const Evaluation result = evaluate(communicator_, engine_->model(), *validation_data_, request);
+                                  config_.train().validation_sequences(), attention_scope(config_)};
+  const auto pass = [this](const MicroBatchView* batch) { return engine_->evaluate(batch); };
+  const Evaluation result = evaluate(communicator_, pass, *validation_data_, request);
   if (result.tokens == 0) {
     reporter_.warning("no token of the validation's sequences counts in the loss");
     return std::nullopt;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Longer campaigns than CI has time for; CI runs a sample of each. About an hour on two cores.
 #   - 50 runs killed at random moments and resumed to the bits of the undisturbed run (CI: 2)
+#   - codecs, rules and norms on NEON, under emulation (tests/neon.sh)
 #   - the invariants of V1's error correction over all mantissas (CI: a sample)
 #   - unit tests under the thread sanitizer; clang's static analyzer
 #   - the quick start from nothing, and format quality over three seeds (CI: neither)
@@ -10,6 +11,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 
 tests/run.sh
 tests/lint.sh --analyzer
+tests/neon.sh
 FLASHSHARD_ALL_MANTISSAS=1 build/tests/numerics_test --gtest_filter='*ErrorCorrection*'
 for seed in $(seq 1 10); do
   FLASHSHARD_BINARY=build/flashshard FLASHSHARD_KILLS=5 FLASHSHARD_TEST_SEED=$seed \

@@ -16,12 +16,19 @@ void require_pointer(const void* pointer, const char* name) {
   }
 }
 
-void require_struct(uint32_t size, size_t least, const char* name) {
-  if (size < least) {
-    throw Refusal(FS_INVALID_ARGUMENT, std::string(name) + ".struct_size is " +
-                                           std::to_string(size) + ", it must be sizeof(" + name +
-                                           "), " + std::to_string(least));
+void require_struct(const void* given, uint32_t size, size_t known, const char* name) {
+  const auto* bytes = static_cast<const unsigned char*>(given);
+  const bool plausible = size >= known && size <= kLargestStruct;
+  if (plausible && std::all_of(bytes + known, bytes + size, [](auto byte) { return byte == 0; })) {
+    return;
   }
+  throw Refusal(FS_INVALID_ARGUMENT,
+                std::string(name) +
+                    (plausible ? " has fields that this version does not know; its sizeof(" +
+                                     std::string(name) + ") is "
+                               : ".struct_size is " + std::to_string(size) +
+                                     ", it must be sizeof(" + name + "), ") +
+                    std::to_string(known));
 }
 
 void require_enumerator(int32_t value, int32_t largest, const char* name) {

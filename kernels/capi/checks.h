@@ -26,8 +26,12 @@ class Refusal : public std::runtime_error {
 constexpr int64_t kMostElements = int64_t{1} << 48;
 
 void require_pointer(const void* pointer, const char* name);
-/// `size` is what the caller set, `least` the size of the struct's first version.
-void require_struct(uint32_t size, size_t least, const char* name);
+/// Of any struct, later versions included: a larger struct_size was never set.
+constexpr uint32_t kLargestStruct = 4096;
+
+/// `size` is what the caller set, `known` the size of the struct as this version has it. What a
+/// later version appended must be zero, "not given".
+void require_struct(const void* given, uint32_t size, size_t known, const char* name);
 void require_enumerator(int32_t value, int32_t largest, const char* name);
 void require_count(int64_t count);
 /// Rounding to nearest, denormals not flushed: what the formulas' bits depend on.

@@ -8,6 +8,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/capi/checks.h"
 #include "kernels/cpu/update.h"
@@ -15,6 +16,10 @@
 #include "kernels/error.h"
 #include "kernels/numerics/exact_sum.h"
 #include "kernels/numerics/update_args.h"
+#ifdef FLASHSHARD_HAVE_CUDA
+#include "kernels/capi/flashshard_cuda.h"
+#include "kernels/cuda/update.h"
+#endif
 
 namespace flashshard::capi {
 namespace {
@@ -64,7 +69,8 @@ fs_status guarded(const Call& call) noexcept {
     status = refusal.status();
     keep_error(refusal.what());
   } catch (const Error& error) {
-    status = FS_OUT_OF_RANGE;  // constants of a step that no step can use
+    // A GPU lost or refusing; else constants of a step that no step can use.
+    status = error.code() == ExitCode::kCommunication ? FS_DEVICE : FS_OUT_OF_RANGE;
     keep_error(error.what());
   } catch (const std::exception& error) {
     keep_error(error.what());
@@ -100,7 +106,7 @@ void require_weight(Buffers& buffers, WeightFormat format, int64_t count, const 
 
 WeightFormat checked(const fs_master* call) {
   require_pointer(call, "call");
-  require_struct(call->struct_size, sizeof(fs_master), "fs_master");
+  require_struct(call, call->struct_size, sizeof(fs_master), "fs_master");
   require_enumerator(call->format, FS_FP16, "format");
   require_count(call->count);
   const auto format = static_cast<WeightFormat>(call->format);
@@ -114,7 +120,7 @@ WeightFormat checked(const fs_master* call) {
 
 StateFormat checked(const fs_moments* call) {
   require_pointer(call, "call");
-  require_struct(call->struct_size, sizeof(fs_moments), "fs_moments");
+  require_struct(call, call->struct_size, sizeof(fs_moments), "fs_moments");
   require_enumerator(call->format, FS_STATE_FLASHOPTIM_V1, "format");
   require_enumerator(call->moment, FS_VARIANCE, "moment");
   if (call->format == FS_STATE_FP32) {
@@ -144,7 +150,7 @@ void require_moment(Buffers& buffers, StateFormat format, bool exists, int64_t c
 
 void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
   require_pointer(tensor, "tensor");
-  require_struct(tensor->struct_size, sizeof(fs_tensor), "fs_tensor");
+  require_struct(tensor, tensor->struct_size, sizeof(fs_tensor), "fs_tensor");
   require_enumerator(tensor->weight_format, FS_FP16, "weight_format");
   require_enumerator(tensor->state_format, FS_STATE_FLASHOPTIM_V1, "state_format");
   require_enumerator(tensor->gradient_type, FS_TYPE_FP32, "gradient_type");
@@ -167,8 +173,6 @@ void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
   require_moment(buffers, format, has_variance(rule), tensor->count, tensor->variance,
                  tensor->variance_scales, "variance", "variance_scales");
   buffers.require_disjoint();
-  require_scales(tensor->state_format, tensor->momentum_scales, "momentum_scales");
-  require_scales(tensor->state_format, tensor->variance_scales, "variance_scales");
 }
 
 /// Null where nothing is given, whatever the pointer says.
@@ -192,23 +196,48 @@ UpdateTensor arguments(const fs_tensor& tensor) {
   return t;
 }
 
-void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_groups) {
+UpdateFactors checked(const fs_step* step) {
   require_pointer(step, "step");
-  require_struct(step->struct_size, sizeof(fs_step), "fs_step");
+  require_struct(step, step->struct_size, sizeof(fs_step), "fs_step");
   require_enumerator(step->rule, FS_SGDW, "rule");
   require_enumerator(step->rounding, FS_STOCHASTIC, "rounding");
   require_enumerator(step->nesterov, 1, "nesterov");
   const auto rule = static_cast<Rule>(step->rule);
-  const UpdateFactors factors = make_update_factors(
+  return make_update_factors(
       rule, {step->beta1, step->beta2, step->epsilon, step->dampening, step->nesterov != 0},
       step->learning_rate, step->gradient_factor, static_cast<Rounding>(step->rounding), step->t);
-  require_tensor(tensor, rule, step->beta1);
+}
+
+UpdateTensor checked(const fs_tensor* tensor, const fs_step& step, int64_t* rejected_groups) {
+  const auto rule = static_cast<Rule>(step.rule);
+  require_tensor(tensor, rule, step.beta1);
   require_counter(rejected_groups);
   UpdateTensor t = arguments(*tensor);
-  set_decay(t, rule, {step->weight_decay, step->peak_learning_rate}, step->learning_rate);
+  set_decay(t, rule, {step.weight_decay, step.peak_learning_rate}, step.learning_rate);
   t.rejected_groups = rejected_groups;
+  return t;
+}
+
+void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_groups) {
+  const UpdateFactors factors = checked(step);
+  const UpdateTensor t = checked(tensor, *step, rejected_groups);
+  require_scales(tensor->state_format, tensor->momentum_scales, "momentum_scales");
+  require_scales(tensor->state_format, tensor->variance_scales, "variance_scales");
   cpu::update({&t, 1}, factors, serial);
 }
+
+#ifdef FLASHSHARD_HAVE_CUDA
+/// Scales lie in memory that the host cannot read: they are taken as they are.
+void apply_steps_on_device(std::span<const fs_tensor> tensors, const fs_step* step,
+                           int64_t* rejected_groups, void* stream) {
+  const UpdateFactors factors = checked(step);
+  std::vector<UpdateTensor> checked_tensors;
+  for (const fs_tensor& tensor : tensors) {
+    checked_tensors.push_back(checked(&tensor, *step, rejected_groups));
+  }
+  cuda::update(checked_tensors, factors, static_cast<cuda::Stream>(stream));
+}
+#endif
 
 /// The groups of `values` that are not finite; squares are added to limbs.
 int64_t add_squares(const fs_buffer& values, int32_t type, int64_t count,
@@ -315,3 +344,15 @@ fs_status fs_check_finite(fs_buffer values, int32_t type, int64_t count,
     *nonfinite_groups = capi::add_squares(values, type, count, limbs);
   });
 }
+
+#ifdef FLASHSHARD_HAVE_CUDA
+fs_status fs_cuda_apply_steps(const fs_tensor* tensors, int64_t count, const fs_step* step,
+                              int64_t* rejected_groups, void* stream) {
+  return guarded([&] {
+    capi::require_count(count);
+    if (count > 0) capi::require_pointer(tensors, "tensors");
+    capi::apply_steps_on_device({tensors, static_cast<size_t>(count)}, step, rejected_groups,
+                                stream);
+  });
+}
+#endif

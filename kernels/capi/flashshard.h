@@ -6,7 +6,8 @@
  * those of docs/numerics.md; results have the same bits on every instruction set.
  *
  * Structs begin with `struct_size`, to be set to sizeof the struct: later versions may append
- * fields. Set the rest to zero first: zero stands for "not given".
+ * fields, which an older library accepts only when they are zero. Set the rest to zero first: zero
+ * stands for "not given".
  */
 #ifndef FLASHSHARD_CAPI_FLASHSHARD_H_
 #define FLASHSHARD_CAPI_FLASHSHARD_H_
@@ -36,7 +37,8 @@ typedef enum fs_status {
   FS_OUT_OF_RANGE = 5,     /* learning rate, betas, ...: no step can use it */
   FS_CORRUPT = 6,          /* a stored scale is not one that encoding makes */
   FS_ENVIRONMENT = 7, /* rounding is not to nearest, or denormals are flushed, on this thread */
-  FS_INTERNAL = 8
+  FS_INTERNAL = 8,
+  FS_DEVICE = 9 /* the GPU is lost or refused the call (flashshard_cuda.h) */
 } fs_status;
 
 typedef enum fs_weight_format {

@@ -47,9 +47,9 @@ struct BackwardScratch {
 /// probabilities = exp(scores - lse), 0 above the diagonal; grad_scores = probabilities *
 /// (grad_probabilities - delta).
 HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const BackwardScratch& s,
-                                      bool diagonal) {
+                                      int64_t rows, bool diagonal) {
   const auto step = static_cast<int64_t>(lanes());
-  for (int64_t r = 0; r < g.tile; ++r) {
+  for (int64_t r = 0; r < rows; ++r) {
     float* probabilities = s.probabilities + r * g.tile;
     float* gradients = s.grad_scores + r * g.tile;
     if (diagonal) {
@@ -71,18 +71,19 @@ HWY_INLINE void differentiate_softmax(const AttentionGeometry& g, const Backward
 HWY_NOINLINE void attend_backward(const AttentionGeometry& g, const BackwardScratch& s,
                                   int64_t query_tile) {
   std::fill(s.grad_query, s.grad_query + g.panel(), 0.0f);
+  const int64_t rows = g.padded_rows_from(query_tile);
   for (int64_t j = 0; j <= query_tile; ++j) {
     const int64_t panel = j * g.panel();
-    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + panel, s.probabilities, g.tile,
+    multiply_tile({s.query, g.padded_dim, 1}, s.keys_transposed + panel, s.probabilities, rows,
                   g.tile, g.head_dim, false);
     multiply_tile({s.grad_output, g.padded_dim, 1}, s.values_transposed + panel, s.grad_scores,
-                  g.tile, g.tile, g.head_dim, false);
-    differentiate_softmax(g, s, j == query_tile);
+                  rows, g.tile, g.head_dim, false);
+    differentiate_softmax(g, s, rows, j == query_tile);
     multiply_tile({s.probabilities, 1, g.tile}, s.grad_output, s.grad_values + panel, g.tile,
-                  g.padded_dim, g.tile, true);
+                  g.padded_dim, rows, true);
     multiply_tile({s.grad_scores, 1, g.tile}, s.query, s.grad_keys + panel, g.tile, g.padded_dim,
-                  g.tile, true);
-    multiply_tile({s.grad_scores, g.tile, 1}, s.keys + panel, s.grad_query, g.tile, g.padded_dim,
+                  rows, true);
+    multiply_tile({s.grad_scores, g.tile, 1}, s.keys + panel, s.grad_query, rows, g.padded_dim,
                   g.tile, true);
   }
 }
@@ -108,9 +109,10 @@ HWY_NOINLINE void load_row_statistics(const AttentionBackward& call, const Atten
 
 template <class T>
 HWY_INLINE void pack_keys_and_values(const AttentionBackward& call, const AttentionGeometry& g,
-                                     const AttentionTask& place, const BackwardScratch& s) {
+                                     const AttentionTask& place, int64_t first_row,
+                                     const BackwardScratch& s) {
   for (int64_t j = 0; j < g.tiles; ++j) {
-    const T* row = call.qkv.as<const T>() + (place.first_row + j * g.tile) * g.qkv_width;
+    const T* row = call.qkv.as<const T>() + (first_row + j * g.tile) * g.qkv_width;
     const int64_t panel = j * g.panel();
     pack<T>({row + place.key_offset, g.qkv_width, g.rows_from(j)}, g, 1.0f, s.keys + panel);
     transpose(s.keys + panel, g.tile, g.padded_dim, s.keys_transposed + panel);
@@ -138,24 +140,35 @@ HWY_INLINE void backward_query_tile(const AttentionBackward& call, const Attenti
   unpack<T>(s.grad_query, g, scale, {call.grad_qkv.as<T>() + query, g.qkv_width, rows});
 }
 
+/// The document of rows first_row ... whose geometry is `g`.
 template <class T>
-HWY_INLINE void backward(const AttentionBackward& call, int64_t task, float* memory) {
-  const AttentionGeometry g(call.shape);
-  const AttentionTask place(call.shape, g, task);
+HWY_NOINLINE void backward_document(const AttentionBackward& call, const AttentionGeometry& g,
+                                    const AttentionTask& place, int64_t first_row, float* memory) {
   const BackwardScratch s(g, memory);
-  pack_keys_and_values<T>(call, g, place, s);
+  pack_keys_and_values<T>(call, g, place, first_row, s);
   for (int64_t h = 0; h < g.group; ++h) {
     for (int64_t i = 0; i < g.tiles; ++i) {
-      backward_query_tile<T>(call, g, s, place.first_row + i * g.tile, i,
-                             place.kv_head * g.group + h);
+      backward_query_tile<T>(call, g, s, first_row + i * g.tile, i, place.kv_head * g.group + h);
     }
   }
   for (int64_t j = 0; j < g.tiles; ++j) {
-    T* row = call.grad_qkv.as<T>() + (place.first_row + j * g.tile) * g.qkv_width;
+    T* row = call.grad_qkv.as<T>() + (first_row + j * g.tile) * g.qkv_width;
     const int64_t rows = g.rows_from(j);
     unpack<T>(s.grad_keys + j * g.panel(), g, 1.0f, {row + place.key_offset, g.qkv_width, rows});
     unpack<T>(s.grad_values + j * g.panel(), g, 1.0f,
               {row + place.value_offset, g.qkv_width, rows});
+  }
+}
+
+template <class T>
+HWY_INLINE void backward(const AttentionBackward& call, int64_t task, float* memory) {
+  const AttentionTask place(call.shape, AttentionGeometry(call.shape), task);
+  const int64_t end = place.first_row + call.shape.sequence_length;
+  for (int64_t row = place.first_row; row < end;) {
+    const int64_t next = end_of_document(call.document_starts, row, end);
+    const AttentionGeometry g(document_shape(call.shape, next - row));
+    backward_document<T>(call, g, place, row, memory);
+    row = next;
   }
 }
 

@@ -108,9 +108,10 @@ HWY_INLINE void attend_to_tile(const AttentionGeometry& g, const ForwardScratch&
 /// One query tile of one head against all key tiles up to the diagonal.
 HWY_NOINLINE void attend(const AttentionGeometry& g, const ForwardScratch& s, int64_t query_tile) {
   begin_rows(g, s);
+  const int64_t rows = g.padded_rows_from(query_tile);
   for (int64_t j = 0; j <= query_tile; ++j) {
     const ScoreWindow window =
-        j == query_tile ? ScoreWindow{g.tile, 1, true} : ScoreWindow{g.tile, g.tile, false};
+        j == query_tile ? ScoreWindow{rows, 1, true} : ScoreWindow{rows, g.tile, false};
     attend_to_tile(g, s, s.keys_transposed + j * g.panel(), s.values + j * g.panel(), window);
   }
 }
@@ -136,13 +137,13 @@ HWY_NOINLINE void write_output(const AttentionForward& call, const AttentionGeom
   }
 }
 
+/// The document of rows first_row ... whose geometry is `g`.
 template <class T>
-HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memory) {
-  const AttentionGeometry g(call.shape);
-  const AttentionTask place(call.shape, g, task);
+HWY_NOINLINE void forward_document(const AttentionForward& call, const AttentionGeometry& g,
+                                   const AttentionTask& place, int64_t first_row, float* memory) {
   const ForwardScratch s(g, g.tiles, memory);
   const auto rows_at = [&](int64_t tile, int64_t offset) VECTOR_BODY {
-    const int64_t row = place.first_row + tile * g.tile;
+    const int64_t row = first_row + tile * g.tile;
     return HeadRows<const T>{call.qkv.as<const T>() + row * g.qkv_width + offset, g.qkv_width,
                              g.rows_from(tile)};
   };
@@ -157,8 +158,20 @@ HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memor
     for (int64_t i = 0; i < g.tiles; ++i) {
       pack(rows_at(i, head * g.head_dim), g, scale, s.query);
       attend(g, s, i);
-      write_output<T>(call, g, s, place.first_row + i * g.tile, g.rows_from(i), head);
+      write_output<T>(call, g, s, first_row + i * g.tile, g.rows_from(i), head);
     }
+  }
+}
+
+template <class T>
+HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memory) {
+  const AttentionTask place(call.shape, AttentionGeometry(call.shape), task);
+  const int64_t end = place.first_row + call.shape.sequence_length;
+  for (int64_t row = place.first_row; row < end;) {
+    const int64_t next = end_of_document(call.document_starts, row, end);
+    const AttentionGeometry g(document_shape(call.shape, next - row));
+    forward_document<T>(call, g, place, row, memory);
+    row = next;
   }
 }
 

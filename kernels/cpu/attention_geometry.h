@@ -1,4 +1,5 @@
-// How attention is cut into tiles: the same numbers for the scratch size and for the loops.
+// How attention is cut into documents and these into tiles: the same numbers for the scratch size
+// and for the loops.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +35,8 @@ struct AttentionGeometry {
   int64_t panel() const { return tile * padded_dim; }  // elements of a head's tile
   int64_t square() const { return tile * tile; }       // elements of a tile of scores
   int64_t rows_from(int64_t index) const { return std::min(tile, sequence_length - index * tile); }
+  /// The same with padding to whole registers of the tile products.
+  int64_t padded_rows_from(int64_t index) const { return (rows_from(index) + 7) / 8 * 8; }
 
   int64_t sequence_length, head_dim, padded_dim;
   int64_t tile, tiles;  // rows of a tile, a multiple of 16; tiles of a sequence
@@ -52,5 +55,21 @@ struct AttentionTask {
   int64_t kv_head, first_row;
   int64_t key_offset, value_offset;  // elements from the start of a row of q‖k‖v
 };
+
+/// Where the document ends that begins at `row`, a row of the sequence that ends before `end`.
+inline int64_t end_of_document(const Tensor& document_starts, int64_t row, int64_t end) {
+  if (!document_starts) return end;
+  const auto* starts = document_starts.as<const int32_t>();
+  return std::find_if(starts + row, starts + end,
+                      [start = starts[row]](int32_t other) { return other != start; }) -
+         starts;
+}
+
+/// A document as a sequence of its own.
+inline AttentionShape document_shape(AttentionShape shape, int64_t tokens) {
+  shape.sequences = 1;
+  shape.sequence_length = tokens;
+  return shape;
+}
 
 }  // namespace flashshard::cpu

@@ -33,11 +33,12 @@ struct SumBlocks {
   int64_t rows, count;
 };
 
-void check_shape(const AttentionShape& shape, const Tensor& qkv) {
+void check_shape(const AttentionShape& shape, const Tensor& qkv, const Tensor& document_starts) {
   assert(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && shape.head_dim > 0);
   assert(qkv.shape[0] == shape.sequences * shape.sequence_length);
   assert(qkv.shape[1] == int64_t{shape.heads + 2 * shape.kv_heads} * shape.head_dim);
-  static_cast<void>(shape), static_cast<void>(qkv);
+  assert(!document_starts || document_starts.elements() == qkv.shape[0]);
+  static_cast<void>(shape), static_cast<void>(qkv), static_cast<void>(document_starts);
 }
 
 class CpuBackend final : public Backend {
@@ -128,6 +129,8 @@ class CpuBackend final : public Backend {
     assert(call.head_dim % 2 == 0 && call.sequence_length > 0);
     assert(!call.bias || (!call.inverse && call.bias.dtype == call.qkv.dtype &&
                           call.bias.elements() == call.qkv.shape[1]));
+    assert(!call.document_starts ||
+           (call.first_position == 0 && call.document_starts.elements() == call.qkv.shape[0]));
     assert(call.cosine_sine.shape[0] >=
            call.first_position + std::min(call.sequence_length, call.qkv.shape[0]));
     for_rows(call.qkv.shape[0], [&](cpu::Range rows) { cpu::rope_rows(call, rows); });
@@ -144,7 +147,7 @@ class CpuBackend final : public Backend {
   }
 
   void attention(const AttentionForward& call) override {
-    check_shape(call.shape, call.qkv);
+    check_shape(call.shape, call.qkv, call.document_starts);
     for_heads(
         call.shape, cpu::attention_forward_scratch(call.shape),
         [&](int64_t task, float* scratch) { cpu::attention_forward_task(call, task, scratch); });
@@ -159,7 +162,7 @@ class CpuBackend final : public Backend {
     });
   }
   void attention_backward(const AttentionBackward& call) override {
-    check_shape(call.shape, call.qkv);
+    check_shape(call.shape, call.qkv, call.document_starts);
     for_heads(
         call.shape, cpu::attention_backward_scratch(call.shape),
         [&](int64_t task, float* scratch) { cpu::attention_backward_task(call, task, scratch); });

@@ -45,8 +45,10 @@ HWY_INLINE void rotate(const Rope& call, Range rows) {
   const int rotated_heads = call.heads + call.kv_heads;
   const int64_t rotated_width = int64_t{rotated_heads} * call.head_dim;
   const T* bias = call.bias.as<const T>();
+  const auto* starts = call.document_starts.as<const int32_t>();
   for (int64_t t = rows.first; t < rows.last; ++t) {
-    const int64_t position = call.first_position + t % call.sequence_length;
+    const int64_t position =
+        call.first_position + t % call.sequence_length - (starts == nullptr ? 0 : starts[t]);
     const float* cosine = call.cosine_sine.as<const float>() + position * call.head_dim;
     T* row = call.qkv.as<T>() + t * width;
     for (int h = 0; h < rotated_heads; ++h) {

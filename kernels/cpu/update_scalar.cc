@@ -6,11 +6,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kernels/cpu/update_health.h"
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/exact_sum.h"
 #include "kernels/numerics/formats.h"
 #include "kernels/numerics/rounding.h"
 #include "kernels/numerics/scalar_arithmetic.h"
+#include "kernels/numerics/update_family.h"
 
 static_assert(std::endian::native == std::endian::little, "the noise bytes are in memory order");
 
@@ -21,6 +23,8 @@ namespace {
 // Each needs the ones before it.
 // clang-format off
 #include "kernels/numerics/formulas.inc"
+#include "kernels/numerics/stored_values.inc"
+#include "kernels/numerics/rules.inc"
 #include "kernels/cpu/update_storage.inc"
 #include "kernels/cpu/update_block.inc"
 #include "kernels/cpu/update_moments.inc"

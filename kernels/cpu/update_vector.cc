@@ -7,11 +7,13 @@
 #include <cstring>
 #include <type_traits>
 
+#include "kernels/cpu/update_health.h"
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/exact_sum.h"
 #include "kernels/numerics/formats.h"
 #include "kernels/numerics/rounding.h"
 #include "kernels/numerics/scalar_arithmetic.h"
+#include "kernels/numerics/update_family.h"
 
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
@@ -31,6 +33,8 @@ namespace {
 // clang-format off
 #include "kernels/numerics/formulas.inc"
 #include "kernels/numerics/vector_arithmetic.inc"
+#include "kernels/numerics/stored_values.inc"
+#include "kernels/numerics/rules.inc"
 #include "kernels/cpu/update_storage.inc"
 #include "kernels/cpu/update_block.inc"
 #include "kernels/cpu/update_moments.inc"

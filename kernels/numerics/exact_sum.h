@@ -14,7 +14,7 @@ constexpr size_t kExactSumLimbs = 10;
 using ExactSum = std::span<int64_t, kExactSumLimbs>;
 
 /// limbs += value, a finite float >= 0. At most 2^31 additions between two calls of carry_exact.
-inline void add_exact(ExactSum limbs, float value) {
+constexpr void add_exact(ExactSum limbs, float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t exponent = bits >> 23;
   const uint64_t mantissa = (bits & 0x7fffffu) | (exponent != 0 ? 0x800000u : 0u);

@@ -31,6 +31,9 @@ struct ScalarArithmetic {
   static F fma(F a, F b, F c) { return std::fma(a, b, c); }         // a * b + c, rounded once
   static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }  // a * b - c, rounded once
   static F sqrt(F x) { return std::sqrt(x); }
+  /// a / b of a code: b lies in 2^-64 to 2^64, and a in 2^-102 to 2^64 or is 0; a smaller a gives a
+  /// quotient near 0 that need not be exact.
+  static F divide_code(F a, F b) { return a / b; }
   static F floor(F x) { return std::floor(x); }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
 

@@ -4,6 +4,7 @@ set(FLASHSHARD_NUMERICS_SOURCES
   numerics/random_values.cc
   numerics/update_factors.cc
   cpu/update.cc
+  cpu/update_health.cc
   cpu/update_scalar.cc
   cpu/update_vector.cc)
 # Same bits everywhere: a fused multiply-add happens only where a formula says so. -fno-math-errno lets sqrt be one

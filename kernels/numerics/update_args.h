@@ -2,7 +2,9 @@
 // formats).
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/tensor.h"
 
@@ -111,6 +113,26 @@ struct DecodeMoment {
   int64_t count = 0;
 };
 
+/// What updates did to the groups that numerics/health.h picks, one in 1024.
+struct UpdateHealth {
+  int64_t sampled_groups = 0;       // looked at; all others count over these
+  int64_t saturated_groups = 0;     // a moment's scale is the format's largest
+  int64_t edge_scales = 0;          // scales at the format's smallest beside values that are not 0
+  int64_t variance_codes_at_1 = 0;  // elements with the smallest code that is not 0
+  int64_t variance_codes_at_0 = 0;  // elements with code 0 whose gradient or momentum is not 0
+  int64_t sampled_updates = 0;      // elements that were to change
+  int64_t lost_updates = 0;         // of these, weight and correction kept every bit
+};
+/// Every counter by its name in metrics.jsonl.
+constexpr std::array<std::pair<const char*, int64_t UpdateHealth::*>, 7> kHealthCounters = {
+    {{"sampled_groups", &UpdateHealth::sampled_groups},
+     {"saturated_groups", &UpdateHealth::saturated_groups},
+     {"edge_scales", &UpdateHealth::edge_scales},
+     {"variance_codes_at_1", &UpdateHealth::variance_codes_at_1},
+     {"variance_codes_at_0", &UpdateHealth::variance_codes_at_0},
+     {"sampled_updates", &UpdateHealth::sampled_updates},
+     {"lost_updates", &UpdateHealth::lost_updates}}};
+
 /// One contiguous run of whole groups of one parameter (only the parameter's last group may be
 /// short). A state that the rule does not have is null.
 struct UpdateTensor {
@@ -133,6 +155,8 @@ struct UpdateTensor {
   /// EncodeMaster) or a new moment too large for its scale (EncodeMoment; fp32 state: above 2^63):
   /// added into, if given. Tensors may share a counter.
   int64_t* rejected_groups = nullptr;
+  /// Host memory, added into, if given; tensors may share it.
+  UpdateHealth* health = nullptr;
 };
 
 /// What a user sets of a rule. AdamW and Adam use the betas and epsilon; Lion the betas (first of

@@ -1,5 +1,5 @@
 // inspect, verify, hash: what a checkpoint holds, whether it is whole, and one number for its
-// content.
+// content; reshard: the same content for another number of ranks.
 #include <fmt/format.h>
 
 #include <memory>
@@ -7,6 +7,7 @@
 
 #include "launch/commands/commands.h"
 #include "runtime/checkpoint/inspect.h"
+#include "runtime/checkpoint/reshard.h"
 #include "runtime/checkpoint/verify.h"
 
 namespace flashshard::launch {
@@ -43,6 +44,16 @@ ExitCode hash(const CheckpointArguments& arguments) {
   return ExitCode::kDone;
 }
 
+ExitCode run_reshard(const checkpoint::ReshardRequest& request) {
+  const checkpoint::ReshardResult result = checkpoint::reshard(request);
+  for (const std::string& warning : result.warnings) {
+    fmt::print(stderr, "warning: {}\n", warning);
+  }
+  fmt::print("{} for {} rank{}, hash {}\n", result.path, request.ranks,
+             request.ranks == 1 ? "" : "s", result.hash.total().hex());
+  return ExitCode::kDone;
+}
+
 using Run = ExitCode (*)(const CheckpointArguments&);
 
 void add(CLI::App& app, Action& action, const char* name, const char* what, Run run) {
@@ -71,6 +82,24 @@ void add_verify(CLI::App& app, Action& action) {
 void add_hash(CLI::App& app, Action& action) {
   add(app, action, "hash", "One hash of a checkpoint's logical content, whatever its sharding",
       hash);
+}
+
+void add_reshard(CLI::App& app, Action& action) {
+  auto* command = app.add_subcommand("reshard", "Rewrite a checkpoint for another number of ranks");
+  auto request = std::make_shared<checkpoint::ReshardRequest>();
+  command->add_option("CKPT", request->source, "A checkpoint, or a run's folder: its newest")
+      ->required();
+  command->add_option("--ranks", request->ranks, "Ranks that the new checkpoint is for")
+      ->check(CLI::Range(1, 65536))
+      ->required();
+  command
+      ->add_option("--output", request->folder,
+                   "Folder of checkpoints that gets the new one, under the name of its step")
+      ->required();
+  command->footer(
+      "A run resumes at any number of ranks without it.\n"
+      "Example:\n  flashshard reshard runs/quickstart --ranks 8 --output runs/for-8/checkpoints");
+  command->callback([request, &action] { action = [request] { return run_reshard(*request); }; });
 }
 
 }  // namespace flashshard::launch

@@ -62,9 +62,10 @@ ExitCode run(const EvalArguments& arguments) {
       dataset = std::make_unique<data::TokenDataset>(
           data::TokenDataset::open_for_evaluation(arguments.data));
       model->require_tokenizer(dataset->manifest());
+      if (model->attention() == AttentionScope::kDocument) dataset->require_documents();
     });
     const EvaluationRequest request{model->batch(), model->model().maximum_sequence_length(),
-                                    arguments.sequences};
+                                    arguments.sequences, model->attention()};
     EvalResult result;
     result.evaluation = evaluate(communicator, model->model(), *dataset, request);
     if (result.evaluation.tokens == 0) {

@@ -143,6 +143,7 @@ class ElementwiseRule final : public UpdateRule {
     tensor.count = slice.weight.elements();
     tensor.first_element = slice.first_element;
     tensor.rejected_groups = factors.rejected_groups;
+    tensor.health = factors.health;
     tensor.key = {options_.seed, static_cast<uint64_t>(slice.tensor)};
     if (settings.weight_decay.rate != 0) {
       set_decay(tensor, settings.rule, settings.weight_decay,

@@ -107,12 +107,14 @@ std::vector<std::string> clean_up(const std::string& checkpoints_folder, FileSys
   return removed;
 }
 
+std::string make_attempt_id() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}", random(), random());
+}
+
 std::string make_attempt_id(Communicator& communicator) {
   std::string id(kAttemptDigits, '0');
-  if (communicator.rank() == 0) {
-    std::random_device random;
-    id = fmt::format("{:08x}{:08x}", random(), random());
-  }
+  if (communicator.rank() == 0) id = make_attempt_id();
   communicator.broadcast(std::as_writable_bytes(std::span(id)), 0)
       .wait("waiting for rank 0 to begin a checkpoint");
   return id;

@@ -48,7 +48,9 @@ std::string resolve(const std::string& argument, FileSystem& file_system = posix
 std::vector<std::string> clean_up(const std::string& checkpoints_folder,
                                   FileSystem& file_system = posix_file_system());
 
-/// 16 hexadecimal digits, made on rank 0, the same on all ranks: tells one attempt from another.
+/// 16 hexadecimal digits that tell one attempt from another.
+std::string make_attempt_id();
+/// The same on all ranks, made on rank 0.
 std::string make_attempt_id(Communicator& communicator);
 
 }  // namespace flashshard::checkpoint

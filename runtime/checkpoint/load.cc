@@ -15,14 +15,6 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data), tensor.bytes()};
 }
 
-void require_world_size(const CheckpointReader& reader, int running) {
-  const int saved = reader.manifest().schema.layout.world_size();
-  if (saved == running) return;
-  throw Error(ExitCode::kCheckpoint,
-              fmt::format("this checkpoint was saved by {} ranks, the run has {}", saved, running),
-              reader.folder(), fmt::format("start it with {} ranks", saved));
-}
-
 std::vector<RowsWanted> wanted_by_views(std::span<const ShardTensorView> views) {
   std::vector<RowsWanted> wanted;
   size_t state = 0;
@@ -38,14 +30,7 @@ void append_weights(const Schema& saved, std::span<const Tensor> weights, const 
   for (size_t t = 0; t < weights.size(); ++t) {
     const int tensor = static_cast<int>(t);
     const ParameterSpec& parameter = saved.layout.parameter(tensor);
-    if (weights[t].dtype != saved.state(tensor, 0).dtype) {
-      throw Error(
-          ExitCode::kCheckpoint,
-          fmt::format("tensor {}: the weight is {}, the run has {}", in_quotes(parameter.name),
-                      safetensors_dtype(saved.state(tensor, 0).dtype),
-                      safetensors_dtype(weights[t].dtype)),
-          where, "use the model.dtype that it was saved with");
-    }
+    require_weight_dtype(saved, tensor, weights[t].dtype, where);
     wanted.push_back({tensor, 0, {0, parameter.rows}, bytes_of(weights[t])});
   }
 }
@@ -58,7 +43,6 @@ RunState load(const LoadRequest& request, Communicator& communicator) {
   LogicalHash loaded;
   const auto outcome = outcome_of([&] {
     reader.emplace(request.step_folder, *request.file_system);
-    require_world_size(*reader, request.layout->world_size());
     require_same_tensors(reader->manifest().schema, schema_of(*request.layout, request.views),
                          request.step_folder);
     std::vector<RowsWanted> wanted = wanted_by_views(request.views);

@@ -15,7 +15,9 @@ namespace flashshard::checkpoint {
 
 struct LoadRequest {
   std::string step_folder;
-  const ShardLayout* layout = nullptr;  // of the run: its world size must be that of the checkpoint
+  /// Of the run. Any world size: each rank copies the rows that it owns from the files that hold
+  /// them, straight into its memory.
+  const ShardLayout* layout = nullptr;
   /// What this rank owns (ShardedState::shard_views): overwritten. Host-writable.
   std::span<const ShardTensorView> views = {};
   /// Whole weights by tensor, (rows, cols) in the checkpoint's dtype; every rank gets all rows.
@@ -26,9 +28,9 @@ struct LoadRequest {
 
 /// Fills views and weights and returns where the run stood. All ranks call it; all succeed or all
 /// throw the same Error: kCheckpoint when the checkpoint is damaged or does not fit, naming the
-/// file or the tensor and the field. Every tensor's hash is checked as it is read, and the logical
-/// hash of all ranks' views against the manifest's at the end. After an error the memory holds
-/// parts of the checkpoint: the run cannot go on from it.
+/// file or the tensor and the field. The hash of every tensor that a rank reads whole is checked as
+/// it is read, and the logical hash of all ranks' views against the manifest's at the end. After an
+/// error the memory holds parts of the checkpoint: the run cannot go on from it.
 RunState load(const LoadRequest& request, Communicator& communicator);
 
 /// Where a run stood, without its tensors.

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "runtime/checkpoint/shard_file.h"
-
 namespace flashshard::checkpoint {
 namespace {
 
@@ -35,6 +33,25 @@ void check_wanted(const Schema& schema, const RowsWanted& wanted) {
                 layout.parameter(wanted.tensor).name);
   }
 }
+
+/// Copies what `rank` has of the rows wanted, from its file.
+void read_part(const ShardFileReader& file, const Schema& schema, int rank,
+               const RowsWanted& wanted) {
+  const ShardLayout& layout = schema.layout;
+  const auto part = overlap(wanted.rows, layout.rows_of(wanted.tensor, rank));
+  if (part.count == 0) return;
+  const auto entry = std::ranges::find_if(file.entries(), [&](const ShardEntry& e) {
+    return e.tensor == wanted.tensor && e.state == wanted.state;
+  });
+  const StateRecord& state = schema.state(wanted.tensor, wanted.state);
+  const auto offset = bytes_of_rows(layout, wanted.tensor, state, part.first - wanted.rows.first);
+  const auto size = bytes_of_rows(layout, wanted.tensor, state, part.count);
+  file.read(static_cast<size_t>(entry - file.entries().begin()), part,
+            wanted.bytes.subspan(static_cast<size_t>(offset), static_cast<size_t>(size)));
+}
+
+// Of RowReader: a whole run's files may be more than a process may have open.
+constexpr size_t kMostOpenFiles = 64;
 
 }  // namespace
 
@@ -65,18 +82,34 @@ void CheckpointReader::read_from(FileKind kind, int rank,
   };
   if (std::ranges::none_of(wanted, owns_part)) return;
 
-  const ShardFileReader file(file_system_, folder_, manifest_, kind, rank);
-  for (const RowsWanted& rows : wanted) {
-    const auto part = overlap(rows.rows, layout.rows_of(rows.tensor, rank));
-    if (part.count == 0) continue;
-    const auto entry = std::ranges::find_if(file.entries(), [&](const ShardEntry& e) {
-      return e.tensor == rows.tensor && e.state == rows.state;
-    });
-    const StateRecord& state = manifest_.schema.state(rows.tensor, rows.state);
-    const auto offset = bytes_of_rows(layout, rows.tensor, state, part.first - rows.rows.first);
-    const auto size = bytes_of_rows(layout, rows.tensor, state, part.count);
-    file.read(static_cast<size_t>(entry - file.entries().begin()), part,
-              rows.bytes.subspan(static_cast<size_t>(offset), static_cast<size_t>(size)));
+  const ShardFileReader file = open(kind, rank);
+  for (const RowsWanted& rows : wanted) read_part(file, manifest_.schema, rank, rows);
+}
+
+ShardFileReader CheckpointReader::open(FileKind kind, int rank) const {
+  return {file_system_, folder_, manifest_, kind, rank};
+}
+
+const ShardFileReader& RowReader::file(FileKind kind, int rank) {
+  const auto open = std::ranges::find_if(
+      files_, [&](const OpenFile& file) { return file.kind == kind && file.rank == rank; });
+  if (open != files_.end()) {
+    files_.splice(files_.begin(), files_, open);
+  } else {
+    if (files_.size() == kMostOpenFiles) files_.pop_back();
+    files_.push_front({kind, rank, checkpoint_.open(kind, rank)});
+  }
+  return files_.front().reader;
+}
+
+void RowReader::read(const RowsWanted& wanted) {
+  if (wanted.rows.count == 0) return;
+  const Schema& schema = checkpoint_.manifest().schema;
+  check_wanted(schema, wanted);
+  const FileKind kind = wanted.state == 0 ? FileKind::kWeights : FileKind::kState;
+  for (int rank = 0; rank < schema.layout.world_size(); ++rank) {
+    if (overlap(wanted.rows, schema.layout.rows_of(wanted.tensor, rank)).count == 0) continue;
+    read_part(file(kind, rank), schema, rank, wanted);
   }
 }
 

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstddef>
+#include <list>
 #include <span>
 #include <string>
 
 #include "runtime/checkpoint/file_system.h"
 #include "runtime/checkpoint/manifest.h"
+#include "runtime/checkpoint/shard_file.h"
 
 namespace flashshard::checkpoint {
 
@@ -33,12 +35,38 @@ class CheckpointReader {
   /// tensor.
   void read(std::span<const RowsWanted> wanted) const;
 
+  /// One rank's file. Throws Error(kCheckpoint).
+  ShardFileReader open(FileKind kind, int rank) const;
+
  private:
   void read_from(FileKind kind, int rank, std::span<const RowsWanted> wanted) const;
 
   FileSystem& file_system_;
   std::string folder_;
   Manifest manifest_;
+};
+
+/// Rows asked for piece by piece, in any order: the files that they come from stay open. Memory is
+/// the caller's and the files' headers.
+class RowReader {
+ public:
+  /// `checkpoint` must outlive it.
+  explicit RowReader(const CheckpointReader& checkpoint) : checkpoint_(checkpoint) {}
+
+  /// Like CheckpointReader::read. A piece has no hash of its own: the caller compares the logical
+  /// hash of all that it read with the manifest's.
+  void read(const RowsWanted& wanted);
+
+ private:
+  struct OpenFile {
+    FileKind kind;
+    int rank;
+    ShardFileReader reader;
+  };
+  const ShardFileReader& file(FileKind kind, int rank);
+
+  const CheckpointReader& checkpoint_;
+  std::list<OpenFile> files_;  // the latest used first
 };
 
 }  // namespace flashshard::checkpoint

@@ -205,6 +205,17 @@ void require_same_shapes(const Schema& saved, std::span<const ParameterSpec> par
   }
 }
 
+void require_weight_dtype(const Schema& saved, int tensor, DType running,
+                          const std::string& where) {
+  const DType dtype = saved.state(tensor, 0).dtype;
+  if (dtype == running) return;
+  throw Error(ExitCode::kCheckpoint,
+              fmt::format("tensor {}: the weight is {}, the run has {}",
+                          in_quotes(saved.layout.parameter(tensor).name), safetensors_dtype(dtype),
+                          safetensors_dtype(running)),
+              where, "use the model.dtype that it was saved with");
+}
+
 std::string_view safetensors_dtype(DType dtype) {
   switch (dtype) {
     case DType::kBF16:

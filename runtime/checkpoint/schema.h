@@ -75,6 +75,9 @@ void require_same_tensors(const Schema& saved, const Schema& running, const std:
 void require_same_shapes(const Schema& saved, std::span<const ParameterSpec> parameters,
                          const std::string& where);
 
+/// The same for the type of a tensor's weight.
+void require_weight_dtype(const Schema& saved, int tensor, DType running, const std::string& where);
+
 std::string_view safetensors_dtype(DType dtype);
 
 }  // namespace flashshard::checkpoint

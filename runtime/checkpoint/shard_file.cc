@@ -9,16 +9,6 @@
 namespace flashshard::checkpoint {
 namespace {
 
-/// A rank's views by tensor, in the order of Schema::states.
-std::vector<std::vector<const ShardTensorView*>> index_of(const Schema& schema,
-                                                          std::span<const ShardTensorView> views) {
-  std::vector<std::vector<const ShardTensorView*>> index(schema.states.size());
-  for (const ShardTensorView& view : views) {
-    index[static_cast<size_t>(view.tensor)].push_back(&view);
-  }
-  return index;
-}
-
 InputFile open_with_size(FileSystem& file_system, const std::string& path, uint64_t bytes) {
   InputFile file(file_system, path);
   if (file.size() != bytes) {
@@ -36,9 +26,25 @@ size_t chunk_bytes(int64_t bytes_of_a_unit) {
   return static_cast<size_t>(std::max<int64_t>(1, kAbout / bytes_of_a_unit) * bytes_of_a_unit);
 }
 
+ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views) {
+  // By tensor, in the order of Schema::states.
+  std::vector<std::vector<const ShardTensorView*>> index(schema.states.size());
+  for (const ShardTensorView& view : views) {
+    index[static_cast<size_t>(view.tensor)].push_back(&view);
+  }
+  return [&schema, index = std::move(index)](const ShardEntry& entry, RowRange rows) {
+    const ShardTensorView& view = *index[static_cast<size_t>(entry.tensor)][entry.state];
+    const StateRecord& state = schema.state(entry.tensor, entry.state);
+    const auto size_of_rows = [&](int64_t count) {
+      return static_cast<size_t>(bytes_of_rows(schema.layout, entry.tensor, state, count));
+    };
+    return std::span<const std::byte>(view.bytes)
+        .subspan(size_of_rows(rows.first - view.rows.first), size_of_rows(rows.count));
+  };
+}
+
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher) {
   const ShardLayout& layout = write.schema.layout;
-  const auto views = index_of(write.schema, write.views);
   const ShardFilePlan& plan = write.plan;
   FileRecord record;
   record.name = plan.name;
@@ -54,17 +60,17 @@ FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher) 
     const ShardEntry& entry = plan.entries[i];
     const StateRecord& state = write.schema.state(entry.tensor, entry.state);
     const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
-    const size_t chunk = chunk_bytes(bytes_of_a_unit);
+    const int64_t unit_rows = layout.unit_rows(entry.tensor);
+    const int64_t units = static_cast<int64_t>(chunk_bytes(bytes_of_a_unit)) / bytes_of_a_unit;
+    const int64_t last = entry.rows.first + entry.rows.count;
     tensor_hash.reset();
-    std::span<const std::byte> rest = views[static_cast<size_t>(entry.tensor)][entry.state]->bytes;
-    for (int64_t unit = entry.rows.first / layout.unit_rows(entry.tensor); !rest.empty();
-         unit += static_cast<int64_t>(chunk) / bytes_of_a_unit) {
-      const auto bytes = rest.first(std::min(chunk, rest.size()));
+    for (int64_t row = entry.rows.first; row < last; row += units * unit_rows) {
+      const auto bytes = write.bytes(entry, {row, std::min(units * unit_rows, last - row)});
       file_hash.add(bytes);
       tensor_hash.add(bytes);
-      hasher.add({layout.parameter(entry.tensor).name, state.name, unit, bytes_of_a_unit, bytes});
+      hasher.add({layout.parameter(entry.tensor).name, state.name, row / unit_rows, bytes_of_a_unit,
+                  bytes});
       file.write(bytes);
-      rest = rest.subspan(bytes.size());
     }
     const SafetensorsEntry& tensor = plan.header.entries[i];
     record.tensors.push_back({tensor.name, tensor.bytes(), tensor_hash.digest()});

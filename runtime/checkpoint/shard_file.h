@@ -1,7 +1,9 @@
-// One rank's safetensors file: written from its shard views, read back by rows.
+// One rank's safetensors file: written piece by piece from whatever holds the rows, read back by
+// rows.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,13 +16,20 @@
 
 namespace flashshard::checkpoint {
 
+/// Gives the bytes of some rows of an entry, whole units, in the order of the file. They are used
+/// before the next call.
+using ShardBytes =
+    std::function<std::span<const std::byte>(const ShardEntry& entry, RowRange rows)>;
+/// Those of a rank's memory. Schema and views must outlive the result.
+ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views);
+
 struct ShardFileWrite {
   FileSystem& file_system;
   const std::string& folder;
   const Schema& schema;
   const ShardFilePlan& plan;
   int rank = 0;
-  std::span<const ShardTensorView> views;
+  const ShardBytes& bytes;
 };
 /// Writes the file, makes its bytes durable and adds its units to the logical hash.
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);

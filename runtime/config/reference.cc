@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <string_view>
 
+#include "kernels/error.h"
+#include "optim/legality.h"
 #include "runtime/config/presets.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/validation.h"
@@ -180,7 +182,21 @@ std::string configuration_markdown() {
   text += presets_markdown();
   text += "\n## Rules between fields\n\n";
   for (const auto& rule : config::field_rules()) text += fmt::format("- {}\n", rule.statement);
+  text +=
+      "- What the settings of `parallelism` refuse together: "
+      "[sharding.md](sharding.md#what-can-be-combined).\n";
   return text;
+}
+
+std::string with_legality_tables(std::string page) {
+  constexpr std::string_view kBegin = "<!-- legality -->\n", kEnd = "<!-- end of legality -->";
+  const size_t begin = page.find(kBegin), end = page.find(kEnd);
+  if (begin == std::string::npos || end == std::string::npos || end < begin) {
+    throw Error(ExitCode::kInternal,
+                "the page has no place for the tables of what can be combined");
+  }
+  const size_t first = begin + kBegin.size();
+  return page.replace(first, end - first, legality_markdown());
 }
 
 }  // namespace flashshard

@@ -13,4 +13,9 @@ std::string field_help();
 /// compares it.
 std::string configuration_markdown();
 
+/// A page with what stands between its lines `<!-- legality -->` and `<!-- end of legality -->`
+/// replaced by the tables of what can be combined (optim/legality.h). Throws Error(kInternal) when
+/// it has no such lines.
+std::string with_legality_tables(std::string page);
+
 }  // namespace flashshard

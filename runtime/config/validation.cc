@@ -10,8 +10,10 @@
 #include <cmath>
 
 #include "kernels/error.h"
+#include "optim/legality.h"
 #include "runtime/config/presets.h"
 #include "runtime/config/schema.h"
+#include "runtime/config/sharding_options.h"
 
 namespace flashshard::config {
 namespace {
@@ -296,6 +298,13 @@ Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
   });
 }
 
+Violation reproducible_run_has_its_threads(const proto::RunConfig& config) {
+  if (!config.parallelism().reproducible() || config.run().threads() > 0) return {};
+  return "parallelism.reproducible needs run.threads above 0: threads decide the bits of forward "
+         "and "
+         "backward, and their default depends on the ranks of a host";
+}
+
 constexpr std::array kRules = {
     FieldRule{"`model.heads` is a multiple of `model.kv_heads`.", kv_heads_divide_heads},
     FieldRule{"`model.hidden_size` is a multiple of `model.heads` where `model.head_dim` is 0.",
@@ -343,6 +352,8 @@ constexpr std::array kRules = {
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, of `optimizer.group` "
               "too, which is then the default.",
               fp32_model_has_no_split_weight},
+    FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
+              reproducible_run_has_its_threads},
 };
 
 std::string place_of(const Origins& origins, const std::string& path) {
@@ -411,6 +422,7 @@ void require_rules(const proto::RunConfig& config, const std::string& source) {
       throw Error(ExitCode::kUsage, *violation, source);
     }
   }
+  require_legal(sharding_of(config), source);
 }
 
 }  // namespace flashshard::config

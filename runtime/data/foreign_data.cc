@@ -24,9 +24,10 @@ struct LlmcFormat {
   int32_t magic;
   int32_t version;
   uint32_t token_bytes;
+  int32_t document_token;  // begins each document
 };
-constexpr std::array kLlmcFormats = {LlmcFormat{20240520, 1, 2},   // GPT-2's ids
-                                     LlmcFormat{20240801, 7, 4}};  // Llama 3's ids
+constexpr std::array kLlmcFormats = {LlmcFormat{20240520, 1, 2, 50256},    // GPT-2's ids
+                                     LlmcFormat{20240801, 7, 4, 128000}};  // Llama 3's ids
 constexpr size_t kLlmcHeaderBytes = 256 * sizeof(int32_t);
 
 // Megatron-LM's index: magic, version (u64), type (u8), sequences (u64), documents + 1 (u64), then
@@ -98,7 +99,7 @@ TokenShard open_llmc_shard(const fs::path& path) {
 struct MegatronIndex {
   uint32_t token_bytes = 0;
   uint64_t tokens = 0;
-  int64_t documents = 0;
+  DocumentIndex::Tables tables;
 };
 
 // Codes of Megatron-LM's DType. Ids are never negative, so int32 reads as uint32.
@@ -149,9 +150,9 @@ void check_documents(std::span<const std::byte> documents, uint64_t sequences,
   }
 }
 
-MegatronIndex read_index(const fs::path& path) {
-  const MappedFile file(path);
+MegatronIndex read_index(const MappedFile& file) {
   const auto bytes = file.bytes();
+  const fs::path& path = file.path();
   if (bytes.size() < kIndexHeaderBytes ||
       std::memcmp(bytes.data(), kIndexMagic.data(), kIndexMagic.size()) != 0) {
     refuse("is no index of Megatron-LM: it does not begin with MMIDIDX", path);
@@ -176,22 +177,36 @@ MegatronIndex read_index(const fs::path& path) {
   check_sequences(bytes.subspan(kIndexHeaderBytes, sequences * 4), offsets.first(sequences * 8),
                   path, index);
   check_documents(offsets.subspan(sequences * 8), sequences, path);
-  index.documents = static_cast<int64_t>(documents) - 1;
+  index.tables = {.offsets_at = kIndexHeaderBytes + sequences * 4,
+                  .sequences = sequences,
+                  .bounds_at = kIndexHeaderBytes + sequences * 12,
+                  .bounds = documents,
+                  .token_bytes = index.token_bytes,
+                  .tokens = index.tokens};
   return index;
 }
 
 TokenShard open_megatron_shard(const fs::path& path, int64_t& documents) {
-  const MegatronIndex index = read_index(with_extension(path, ".idx"));
-  if (index.tokens == 0) refuse("index holds no tokens", with_extension(path, ".idx"));
+  MappedFile index_file(with_extension(path, ".idx"));
+  const MegatronIndex index = read_index(index_file);
+  if (index.tokens == 0) refuse("index holds no tokens", index_file.path());
   MappedFile file(path);
   if (file.bytes().size() != index.tokens * index.token_bytes) {
     refuse(fmt::format("its index says {} tokens of {} bytes, which is not its size of {} bytes",
                        index.tokens, index.token_bytes, file.bytes().size()),
            path, kIndexHint);
   }
-  documents += index.documents;
+  documents += static_cast<int64_t>(index.tables.bounds) - 1;
   const ShardHeader header = {.token_bytes = index.token_bytes, .token_count = index.tokens};
-  return TokenShard(std::move(file), header, 0);
+  TokenShard shard(std::move(file), header, 0);
+  shard.set_documents(DocumentIndex(std::move(index_file), index.tables));
+  return shard;
+}
+
+// What begins a document in shards of llm.c with tokens of so many bytes.
+DocumentMark llmc_mark(uint32_t token_bytes) {
+  const auto format = std::ranges::find(kLlmcFormats, token_bytes, &LlmcFormat::token_bytes);
+  return {.token = format->document_token, .place = DocumentMark::Place::kBegin};
 }
 
 // The `.bin` files that a path means, in the order of their names.
@@ -267,7 +282,10 @@ ForeignData open_foreign_data(const fs::path& path, Split split) {
     if (!first) first = file;
     data.manifest.tokenizer = kind;
     data.manifest.token_bytes = shard.header().token_bytes;
-    if (split_here == split) shard.measure();
+    if (split_here == split) {
+      const DocumentMark mark = megatron ? DocumentMark{} : llmc_mark(data.manifest.token_bytes);
+      if (shard.measure(mark.token) > 0) data.mark = mark;
+    }
     auto& records = split_here == Split::kTrain ? data.manifest.train : data.manifest.validation;
     records.push_back({.tokens = static_cast<int64_t>(shard.header().token_count),
                        .payload_hash = shard.header().payload_hash});

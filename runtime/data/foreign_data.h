@@ -22,6 +22,9 @@ struct ForeignData {
   /// The hashes of the other split are 0: it is not read.
   DatasetManifest manifest;
   std::vector<TokenShard> shards;  // of the opened split, every token read once
+  /// llm.c: the token that its scripts put before every document, <|endoftext|> of GPT-2 or
+  /// <|begin_of_text|> of Llama 3, if one of the shards has it. Megatron's shards have an index.
+  DocumentMark mark;
 };
 
 /// Files of a folder with `_val` in their names are its validation split; a single file is training

@@ -41,6 +41,7 @@ Prefetcher::Prefetcher(Options options) : options_(std::move(options)) {
     batch.sequences = options_.sequences;
     batch.inputs.resize(tokens);
     batch.targets.resize(tokens);
+    if (options_.document_starts) batch.document_starts.resize(tokens);
   }
   const BlockedSignals blocked;
   thread_ = std::thread([this] { run(); });
@@ -69,7 +70,8 @@ void Prefetcher::run() {
     try {
       MicroBatch& batch = buffer(k);
       batch.first_sequence = options_.schedule(k);
-      options_.fill(batch.first_sequence, batch.sequences, batch.inputs, batch.targets);
+      options_.fill(batch.first_sequence, batch.sequences,
+                    {batch.inputs, batch.targets, batch.document_starts});
     } catch (...) {
       error = std::current_exception();
     }

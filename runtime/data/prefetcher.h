@@ -7,15 +7,17 @@
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <vector>
+
+#include "runtime/data/token_dataset.h"
 
 namespace flashshard::data {
 
 struct MicroBatch {
-  std::vector<int32_t> inputs;   // (sequences, sequence_length)
-  std::vector<int32_t> targets;  // (sequences, sequence_length)
+  std::vector<int32_t> inputs;           // (sequences, sequence_length)
+  std::vector<int32_t> targets;          // (sequences, sequence_length)
+  std::vector<int32_t> document_starts;  // (sequences, sequence_length), or empty
   int64_t sequences = 0;
   int64_t first_sequence = 0;
 };
@@ -24,17 +26,16 @@ struct MicroBatch {
 class Prefetcher {
  public:
   struct Options {
-    int64_t sequences = 0;        // of a micro-batch
-    int64_t sequence_length = 0;  // tokens
+    int64_t sequences = 0;         // of a micro-batch
+    int64_t sequence_length = 0;   // tokens
+    bool document_starts = false;  // are wanted too
     /// First sequence of this rank's k-th micro-batch, k = 0, 1, ...; for example a
     /// MicroBatchSchedule.
     std::function<int64_t(int64_t k)> schedule;
-    /// Fills sequences [first, first + count) into inputs and targets, (count, sequence_length)
-    /// each; for example SequenceSampler::fill. Both functions are called on the prefetch thread
-    /// and what they refer to must outlive the prefetcher.
-    std::function<void(int64_t first, int64_t count, std::span<int32_t> inputs,
-                       std::span<int32_t> targets)>
-        fill;
+    /// Fills sequences [first, first + count) into buffers of (count, sequence_length); for example
+    /// SequenceSampler::fill. Both functions are called on the prefetch thread and what they refer
+    /// to must outlive the prefetcher.
+    std::function<void(int64_t first, int64_t count, const SequenceBuffers& buffers)> fill;
   };
 
   /// Starts reading at once.

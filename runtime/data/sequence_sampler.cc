@@ -32,18 +32,16 @@ SequenceSampler::SequenceSampler(const TokenDataset& dataset, const Options& opt
       sequence_length_(options.sequence_length),
       order_(checked_order(dataset, options)) {}
 
-void SequenceSampler::fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
-                           std::span<int32_t> targets) const {
+void SequenceSampler::fill(int64_t first_sequence, int64_t count,
+                           const SequenceBuffers& buffers) const {
   const auto length = static_cast<size_t>(sequence_length_);
-  if (first_sequence < 0 || count < 0 || inputs.size() != static_cast<size_t>(count) * length ||
-      targets.size() != inputs.size()) {
+  if (first_sequence < 0 || count < 0 || !buffers.have_size(static_cast<size_t>(count) * length)) {
     throw Error(ExitCode::kInternal, "buffers do not fit the sequences asked for",
                 "SequenceSampler::fill");
   }
   for (int64_t row = 0; row < count; ++row) {
     const size_t at = static_cast<size_t>(row) * length;
-    dataset_.read_window(order_.position(first_sequence + row), inputs.subspan(at, length),
-                         targets.subspan(at, length));
+    dataset_.read_window(order_.position(first_sequence + row), buffers.part(at, length));
   }
 }
 

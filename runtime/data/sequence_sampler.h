@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "runtime/data/sequence_order.h"
 #include "runtime/data/token_dataset.h"
@@ -23,11 +22,10 @@ class SequenceSampler {
 
   const SequenceOrder& order() const { return order_; }
   int64_t sequence_length() const { return sequence_length_; }
-  /// Sequences first ... first + count - 1 of the run into inputs and targets, (count, S) each.
-  /// Targets are the inputs shifted by one, -1 where the loss mask hides one. Throws like
-  /// TokenDataset::read.
-  void fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
-            std::span<int32_t> targets) const;
+  /// Sequences first ... first + count - 1 of the run into buffers of (count, S). Targets are the
+  /// inputs shifted by one, -1 where the loss mask hides one. Throws like
+  /// TokenDataset::read_window.
+  void fill(int64_t first_sequence, int64_t count, const SequenceBuffers& buffers) const;
 
  private:
   const TokenDataset& dataset_;

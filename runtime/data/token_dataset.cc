@@ -29,7 +29,21 @@ void check_against_manifest(const TokenShard& shard, const DatasetManifest& mani
 }  // namespace
 
 TokenDataset::TokenDataset(std::filesystem::path folder, Split split, DatasetManifest manifest)
-    : folder_(std::move(folder)), split_(split), manifest_(std::move(manifest)), starts_{0} {}
+    : folder_(std::move(folder)),
+      split_(split),
+      manifest_(std::move(manifest)),
+      mark_{.token = manifest_.end_of_document},
+      starts_{0} {}
+
+SequenceBuffers SequenceBuffers::part(size_t first, size_t count) const {
+  return {inputs.subspan(first, count), targets.subspan(first, count),
+          document_starts.empty() ? document_starts : document_starts.subspan(first, count)};
+}
+
+bool SequenceBuffers::have_size(size_t tokens) const {
+  return inputs.size() == tokens && targets.size() == tokens &&
+         (document_starts.empty() || document_starts.size() == tokens);
+}
 
 void TokenDataset::append(TokenShard shard) {
   starts_.push_back(starts_.back() + static_cast<int64_t>(shard.header().token_count));
@@ -55,6 +69,7 @@ TokenDataset TokenDataset::open(const std::filesystem::path& path, Split split,
     if (!foreign) return open_prepared(path, split, check);
     ForeignData data = open_foreign_data(path, split);
     TokenDataset opened(path, split, std::move(data.manifest));
+    opened.mark_ = data.mark;
     for (TokenShard& shard : data.shards) opened.append(std::move(shard));
     return opened;
   }();
@@ -102,14 +117,37 @@ void TokenDataset::read(int64_t position, std::span<int32_t> out) const {
                 [](const TokenShard& shard, uint64_t at, auto part) { shard.read(at, part); });
 }
 
-void TokenDataset::read_window(int64_t position, std::span<int32_t> inputs,
-                               std::span<int32_t> targets) const {
-  read(position, inputs);
-  read(position + 1, targets);
+void TokenDataset::read_window(int64_t position, const SequenceBuffers& buffers) const {
+  read(position, buffers.inputs);
+  read(position + 1, buffers.targets);
+  if (!buffers.document_starts.empty()) find_documents(position, buffers);
   if (!manifest_.loss_mask) return;
-  for_each_part(position + 1, targets, [](const TokenShard& shard, uint64_t at, auto part) {
+  for_each_part(position + 1, buffers.targets, [](const TokenShard& shard, uint64_t at, auto part) {
     shard.hide_uncounted(at, part);
   });
+}
+
+void TokenDataset::require_documents() const {
+  const bool indexed = std::ranges::all_of(
+      shards_, [](const TokenShard& shard) { return shard.documents().has_value(); });
+  if (indexed || mark_.token != kNoToken) return;
+  throw Error(ExitCode::kBadData,
+              "the data does not tell where a document ends: it has no end-of-document token",
+              folder_.string(), "prepare the text again, or train with train.attention SEQUENCE");
+}
+
+void TokenDataset::find_documents(int64_t position, const SequenceBuffers& buffers) const {
+  require_documents();
+  const std::span<int32_t> starts = buffers.document_starts;
+  std::ranges::fill(starts, 0);
+  if (mark_.token != kNoToken) {
+    mark_documents(mark_, buffers.inputs, starts);
+  } else {
+    for_each_part(position, starts, [](const TokenShard& shard, uint64_t at, auto part) {
+      shard.documents()->mark(at, part);
+    });
+  }
+  marks_to_starts(starts);
 }
 
 }  // namespace flashshard::data

@@ -13,6 +13,18 @@
 
 namespace flashshard::data {
 
+/// Where sequences of tokens go, each (sequences, sequence length).
+struct SequenceBuffers {
+  std::span<int32_t> inputs;
+  std::span<int32_t> targets;
+  /// Of every input the index in its sequence at which its document begins; empty: not wanted.
+  std::span<int32_t> document_starts = {};
+
+  /// `count` tokens of each from `first` on.
+  SequenceBuffers part(size_t first, size_t count) const;
+  bool have_size(size_t tokens) const;
+};
+
 /// Immutable; members may be called from several threads at once.
 class TokenDataset {
  public:
@@ -36,8 +48,11 @@ class TokenDataset {
   /// truncated while in use. Throws Error(kInternal) for a range outside the split.
   void read(int64_t position, std::span<int32_t> out) const;
   /// Inputs: tokens from `position` on. Targets: as many from position + 1 on, -1 where the loss
-  /// mask hides one. Throws like read().
-  void read_window(int64_t position, std::span<int32_t> inputs, std::span<int32_t> targets) const;
+  /// mask hides one. The document of the first input begins with it, whatever stood before. Throws
+  /// like read(), and like require_documents() where starts are wanted.
+  void read_window(int64_t position, const SequenceBuffers& buffers) const;
+  /// Throws Error(kBadData) where nothing in the data tells one document from the next.
+  void require_documents() const;
 
  private:
   TokenDataset(std::filesystem::path folder, Split split, DatasetManifest manifest);
@@ -47,10 +62,12 @@ class TokenDataset {
   /// Calls action(shard, position in it, part of `out`) for each shard that the range touches.
   template <typename Action>
   void for_each_part(int64_t position, std::span<int32_t> out, const Action& action) const;
+  void find_documents(int64_t position, const SequenceBuffers& buffers) const;
 
   std::filesystem::path folder_;
   Split split_;
   DatasetManifest manifest_;
+  DocumentMark mark_;
   std::vector<TokenShard> shards_;
   std::vector<int64_t>
       starts_;  // (shards + 1): position of each shard's first token, then the token count

@@ -214,10 +214,11 @@ TokenShard::TokenShard(const std::filesystem::path& path, PayloadCheck check)
 TokenShard::TokenShard(MappedFile file, const ShardHeader& header, size_t tokens_at)
     : file_(std::move(file)), header_(header), tokens_at_(tokens_at) {}
 
-void TokenShard::measure() {
+int64_t TokenShard::measure(int32_t token) {
   constexpr size_t kBlock = size_t{1} << 16;  // tokens
   constexpr auto kIds = static_cast<uint32_t>(std::numeric_limits<int32_t>::max());
   uint32_t largest = 0;
+  int64_t found = 0;
   std::vector<int32_t> block(kBlock);
   for (uint64_t at = 0; at < header_.token_count; at += kBlock) {
     const auto count = static_cast<size_t>(std::min<uint64_t>(kBlock, header_.token_count - at));
@@ -230,9 +231,11 @@ void TokenShard::measure() {
           fmt::format("token id {} among tokens {} to {} is no id", largest, at, at + count - 1),
           path().string(), "ids are at most 2147483646: check the file's token type");
     }
+    found += std::ranges::count(std::span(block).first(count), token);
   }
   header_.vocab_size = largest + 1;
   header_.payload_hash = hash_of({tokens(), header_.token_count * header_.token_bytes});
+  return found;
 }
 
 void TokenShard::hide_uncounted(uint64_t position, std::span<int32_t> out) const {

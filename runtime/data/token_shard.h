@@ -7,9 +7,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "runtime/data/document_bounds.h"
 #include "runtime/data/file.h"
 
 struct XXH3_state_s;
@@ -99,9 +102,12 @@ class TokenShard {
   /// Sets out[i] to -1 where token position + i does not count in the loss.
   void hide_uncounted(uint64_t position, std::span<int32_t> out) const;
   /// One pass over all tokens, for a file that says neither how many ids there are nor what its
-  /// bytes should be: takes the largest id and the hash into the header. Throws Error(kBadData) for
-  /// an id of 2^31 - 1 or more.
-  void measure();
+  /// bytes should be: takes the largest id and the hash into the header. Returns how often `token`
+  /// occurs. Throws Error(kBadData) for an id of 2^31 - 1 or more.
+  int64_t measure(int32_t token = kNoToken);
+  /// What says where documents begin, if a file beside this one does.
+  const std::optional<DocumentIndex>& documents() const { return documents_; }
+  void set_documents(DocumentIndex documents) { documents_.emplace(std::move(documents)); }
 
  private:
   const std::byte* tokens() const { return file_.bytes().data() + tokens_at_; }
@@ -109,6 +115,7 @@ class TokenShard {
   MappedFile file_;
   ShardHeader header_;
   size_t tokens_at_ = kShardHeaderBytes;
+  std::optional<DocumentIndex> documents_;
 };
 
 }  // namespace flashshard::data

@@ -42,31 +42,31 @@ int64_t ValidationWindows::target_count() const {
   return (selected_ - 1) * options_.sequence_length + targets_in(selected_ - 1);
 }
 
-int64_t ValidationWindows::fill_row(int64_t sequence, std::span<int32_t> inputs,
-                                    std::span<int32_t> targets) const {
+int64_t ValidationWindows::fill_row(int64_t sequence, const SequenceBuffers& row) const {
   const int64_t held = sequence < selected_ ? targets_in(sequence) : 0;
+  const auto size = static_cast<size_t>(held);
   if (held > 0) {
-    const auto size = static_cast<size_t>(held);
-    dataset_.read_window(window(sequence) * options_.sequence_length, inputs.first(size),
-                         targets.first(size));
+    dataset_.read_window(window(sequence) * options_.sequence_length, row.part(0, size));
   }
-  std::fill(inputs.begin() + held, inputs.end(), kPaddingInput);
-  std::fill(targets.begin() + held, targets.end(), kUncountedTarget);
-  return std::ssize(targets) - std::ranges::count(targets, kUncountedTarget);
+  std::ranges::fill(row.inputs.subspan(size), kPaddingInput);
+  std::ranges::fill(row.targets.subspan(size), kUncountedTarget);
+  if (!row.document_starts.empty()) {
+    std::ranges::fill(row.document_starts.subspan(size), static_cast<int32_t>(held));
+  }
+  return std::ssize(row.targets) - std::ranges::count(row.targets, kUncountedTarget);
 }
 
-int64_t ValidationWindows::fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
-                                std::span<int32_t> targets) const {
+int64_t ValidationWindows::fill(int64_t first_sequence, int64_t count,
+                                const SequenceBuffers& buffers) const {
   const auto length = static_cast<size_t>(options_.sequence_length);
-  if (first_sequence < 0 || count < 0 || inputs.size() != static_cast<size_t>(count) * length ||
-      targets.size() != inputs.size()) {
+  if (first_sequence < 0 || count < 0 || !buffers.have_size(static_cast<size_t>(count) * length)) {
     throw Error(ExitCode::kInternal, "buffers do not fit the windows asked for",
                 "ValidationWindows::fill");
   }
   int64_t held = 0;
   for (int64_t row = 0; row < count; ++row) {
     const size_t at = static_cast<size_t>(row) * length;
-    held += fill_row(first_sequence + row, inputs.subspan(at, length), targets.subspan(at, length));
+    held += fill_row(first_sequence + row, buffers.part(at, length));
   }
   return held;
 }

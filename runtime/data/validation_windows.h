@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "runtime/data/token_dataset.h"
 
@@ -30,13 +29,13 @@ class ValidationWindows {
   int64_t sequence_length() const { return options_.sequence_length; }
   /// Targets in all of them that lie in the text; a loss mask may hide some.
   int64_t target_count() const;
-  /// inputs, targets: (count, S). Rows past size() are all padding with masked targets, so that
-  /// ranks may hold equally many. Returns the targets not masked. Throws like TokenDataset::read.
-  int64_t fill(int64_t first_sequence, int64_t count, std::span<int32_t> inputs,
-               std::span<int32_t> targets) const;
+  /// Buffers of (count, S). Rows past size() are all padding with masked targets, so that ranks may
+  /// hold equally many; padding is a document of its own. Returns the targets not masked. Throws
+  /// like TokenDataset::read_window.
+  int64_t fill(int64_t first_sequence, int64_t count, const SequenceBuffers& buffers) const;
 
  private:
-  int64_t fill_row(int64_t sequence, std::span<int32_t> inputs, std::span<int32_t> targets) const;
+  int64_t fill_row(int64_t sequence, const SequenceBuffers& row) const;
   int64_t window(int64_t sequence) const;
   int64_t targets_in(int64_t sequence) const;
 

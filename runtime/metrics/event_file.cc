@@ -64,6 +64,9 @@ std::vector<ScalarValue> tensorboard_scalars(const StepMetrics& metrics) {
       {"step_ms", metrics.step_ms},
       {"peak_bytes", static_cast<double>(metrics.peak_bytes)},
   };
+  for (const auto& [name, count] : metrics.health) {
+    scalars.push_back({"health/" + name, static_cast<double>(count)});
+  }
   if (metrics.validation_loss) scalars.push_back({"validation_loss", *metrics.validation_loss});
   return scalars;
 }
@@ -89,7 +92,7 @@ void EventFile::add_scalars(int64_t step, std::span<const ScalarValue> values) {
   tensorboard::Event event;
   for (const ScalarValue& scalar : values) {
     auto* value = event.mutable_summary()->add_value();
-    value->set_tag(std::string(scalar.tag));
+    value->set_tag(scalar.tag);
     value->set_simple_value(static_cast<float>(scalar.value));
   }
   add(event, step);

@@ -25,12 +25,12 @@ namespace flashshard::metrics {
 std::string frame_record(std::string_view data);
 
 struct ScalarValue {
-  std::string_view tag;
+  std::string tag;
   double value = 0;  // stored as fp32
 };
 
 /// What TensorBoard shows of a step: loss, grad_norm, learning_rate, tps, skipped_steps, step_ms,
-/// peak_bytes and, at steps that validate, validation_loss.
+/// peak_bytes, health/NAME of every health counter and, at steps that validate, validation_loss.
 std::vector<ScalarValue> tensorboard_scalars(const StepMetrics& metrics);
 
 struct EventFileOptions {

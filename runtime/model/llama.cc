@@ -134,6 +134,23 @@ void Llama::check_batch(const MicroBatchView& batch) const {
           "inputs and targets do not have sequences x sequence_length tokens");
   check_tokens(batch.inputs, 0, "input");
   check_tokens(batch.targets, -1, "target");
+  if (!batch.document_starts.empty()) check_documents(batch);
+}
+
+void Llama::check_documents(const MicroBatchView& batch) const {
+  require(activations_.shape().attention == AttentionScope::kDocument,
+          "starts of documents were given to a model that was not planned for them");
+  require(batch.document_starts.size() == batch.inputs.size(),
+          "there are not as many starts of documents as tokens");
+  int32_t before = 0;
+  for (size_t i = 0; i < batch.document_starts.size(); ++i) {
+    const auto index = static_cast<int32_t>(i % static_cast<size_t>(batch.sequence_length));
+    const int32_t start = batch.document_starts[i];
+    require(start == index || (index > 0 && start == before),
+            fmt::format("the document of token {} begins at {}, the one before it at {}", index,
+                        start, before));
+    before = start;
+  }
 }
 
 Llama::Pass Llama::begin(int64_t sequences, int64_t sequence_length) {
@@ -150,6 +167,12 @@ Llama::Pass Llama::begin(int64_t sequences, int64_t sequence_length) {
   return pass;
 }
 
+Llama::Pass Llama::begin(const MicroBatchView& batch) {
+  Pass pass = begin(batch.sequences, batch.sequence_length);
+  if (!batch.document_starts.empty()) pass.document_starts = pass.shared.document_starts;
+  return pass;
+}
+
 LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks& hooks,
                                    bool accumulate) {
   check_batch(batch);
@@ -157,7 +180,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
           "a backward needs bound gradients and activations planned for training");
   require(!accumulate || gradients_.embedding.dtype == DType::kFP32,
           "only fp32 gradients accumulate; bf16 would lose small increments");
-  Pass pass = begin(batch.sequences, batch.sequence_length);
+  Pass pass = begin(batch);
   pass.accumulate = accumulate;
   load(batch, pass);
   forward(pass, hooks);
@@ -179,7 +202,7 @@ LossResult Llama::forward_backward(const MicroBatchView& batch, const LayerHooks
 
 LossResult Llama::evaluate(const MicroBatchView& batch, const LayerHooks& hooks) {
   check_batch(batch);
-  const Pass pass = begin(batch.sequences, batch.sequence_length);
+  const Pass pass = begin(batch);
   load(batch, pass);
   forward(pass, hooks);
   forward_final_norm(pass, 0, hooks);

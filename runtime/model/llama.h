@@ -71,6 +71,7 @@ class Llama final : public Model {
   struct Pass {
     SharedActivations shared;
     AttentionShape attention;
+    Tensor document_starts;  // empty where a sequence is one document
     int64_t tokens = 0;
     int64_t first_position = 0;  // above 0: one token, behind those in the cache
     bool fills_cache = false;
@@ -82,9 +83,11 @@ class Llama final : public Model {
   ModelTensors arrange(std::span<const Tensor> tensors) const;
   void check_bound(std::span<const Tensor> tensors, bool gradients) const;
   void check_batch(const MicroBatchView& batch) const;
+  void check_documents(const MicroBatchView& batch) const;
   void check_tokens(std::span<const int32_t> tokens, int32_t lowest, std::string_view what) const;
 
   Pass begin(int64_t sequences, int64_t sequence_length);
+  Pass begin(const MicroBatchView& batch);
   const BlockTensors& weights_of(int layer) const {
     return weights_.blocks[static_cast<size_t>(layer - 1)];
   }

@@ -20,15 +20,18 @@ Set<LlamaActivationGraph::Id> empty() {
 
 LlamaActivationGraph::LlamaActivationGraph(const LlamaOptions& options,
                                            const ActivationShape& shape)
-    : options_(options), tokens_(shape.tokens()), recompute_(shape.recompute) {
+    : options_(options),
+      tokens_(shape.tokens()),
+      recompute_(shape.recompute),
+      attention_(shape.attention) {
   const bool training = shape.use == ActivationUse::kTraining;
   declare_shared();
   for (int layer = 1; layer <= options.layers; ++layer) {
     const Block forward = forward_block(layer);
     blocks_.push_back({.forward = forward, .recompute = forward, .backward = forward});
   }
-  // The targets arrive with the tokens and stay as long.
-  step({shared_.tokens, shared_.targets, blocks_.front().forward.input});
+  // Targets and starts of documents arrive with the tokens; the targets stay as long.
+  step({shared_.tokens, shared_.targets, shared_.document_starts, blocks_.front().forward.input});
   for (int layer = 1; layer <= options.layers; ++layer) forward(layer);
   head(training);
   if (training) backward();
@@ -54,6 +57,9 @@ void LlamaActivationGraph::declare_shared() {
   shared_ = empty<SharedOf>();
   shared_.tokens = declare("tokens", DType::kINT32, {tokens_});
   shared_.targets = declare("targets", DType::kINT32, {tokens_});
+  if (attention_ == AttentionScope::kDocument) {
+    shared_.document_starts = declare("starts of documents", DType::kINT32, {tokens_});
+  }
   shared_.final_residual = rows("last residual stream", options_.hidden_size);
   shared_.final_inverse_rms = declare("last inverse rms", DType::kFP32, {tokens_});
   shared_.final_normed = rows("head's input", options_.hidden_size);
@@ -128,6 +134,7 @@ LlamaActivationGraph::Block LlamaActivationGraph::backward_block(const Block& re
 
 void LlamaActivationGraph::step(std::initializer_list<Id> touched) {
   for (const Id id : touched) {
+    if (id == kNoTensor) continue;
     PlannedTensor& tensor = lifetimes_[id];
     if (tensor.first_step == kUnused) tensor.first_step = steps_;
     tensor.last_step = steps_;
@@ -152,8 +159,8 @@ void LlamaActivationGraph::forward(int layer) {
 
 void LlamaActivationGraph::attention_branch(const Block& block) {
   step({block.attention_normed, block.qkv});
-  step({block.qkv});  // bias and rotation
-  step({block.qkv, block.attention, block.log_sum_exp});
+  step({block.qkv, shared_.document_starts});  // bias and rotation
+  step({block.qkv, shared_.document_starts, block.attention, block.log_sum_exp});
   step({block.attention, block.attention_output});
 }
 
@@ -215,9 +222,9 @@ void LlamaActivationGraph::backward_feed_forward(const Block& block) {
 
 void LlamaActivationGraph::backward_attention(const Block& block) {
   projection_backward(block.attention_gradient, shared_.residual_gradient, block.attention);
-  step({block.qkv_gradient, block.attention_gradient, block.attention, block.log_sum_exp,
-        block.qkv});
-  step({block.qkv_gradient});  // rotation
+  step({block.qkv_gradient, block.attention_gradient, block.attention, block.log_sum_exp, block.qkv,
+        shared_.document_starts});
+  step({block.qkv_gradient, shared_.document_starts});  // rotation
   if (options_.qkv_bias) step({block.qkv_gradient});
   if (recomputes(Recompute::kElementwise)) {
     step({block.input, block.input_inverse_rms, block.attention_normed});

@@ -49,7 +49,7 @@ class LlamaActivationGraph {
   Block recomputed_block(const Block& forward, int layer);
   Block backward_block(const Block& recomputed, int layer);
 
-  /// The next operation of the pass reads or writes these.
+  /// The next operation of the pass reads or writes these; kNoTensor stands for none.
   void step(std::initializer_list<Id> touched);
 
   void forward(int layer);
@@ -72,6 +72,7 @@ class LlamaActivationGraph {
   const LlamaOptions& options_;
   int64_t tokens_;
   Recompute recompute_;
+  AttentionScope attention_;
   std::vector<Tensor> tensors_;
   std::vector<PlannedTensor> lifetimes_;
   std::vector<BlockViewsOf<Id>> blocks_;

@@ -10,6 +10,7 @@
 #include "optim/memory.h"
 #include "runtime/model/activation_plan.h"
 #include "runtime/model/llama_options.h"
+#include "runtime/model/model.h"
 
 namespace flashshard {
 
@@ -32,6 +33,7 @@ struct ActivationShape {
   int64_t sequence_length = 0;
   ActivationUse use = ActivationUse::kTraining;
   Recompute recompute = Recompute::kElementwise;  // of training
+  AttentionScope attention = AttentionScope::kSequence;
 
   int64_t tokens() const { return sequences * sequence_length; }
 };
@@ -81,6 +83,7 @@ template <class T>
 struct SharedOf {
   T tokens;             // (T) int32
   T targets;            // (T) int32
+  T document_starts;    // (T) int32; where attention stays within documents
   T final_residual;     // (T, H) residual stream behind the last block
   T final_inverse_rms;  // (T) fp32
   T final_normed;       // (T, H)
@@ -92,6 +95,7 @@ struct SharedOf {
   auto map(const Convert& convert) const {
     return SharedOf<decltype(convert(tokens))>{.tokens = convert(tokens),
                                                .targets = convert(targets),
+                                               .document_starts = convert(document_starts),
                                                .final_residual = convert(final_residual),
                                                .final_inverse_rms = convert(final_inverse_rms),
                                                .final_normed = convert(final_normed),

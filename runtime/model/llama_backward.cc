@@ -104,7 +104,8 @@ void Llama::backward_attention(const Pass& pass, const BlockActivations& block, 
                                .out = block.attention,
                                .log_sum_exp = block.log_sum_exp,
                                .qkv = block.qkv,
-                               .shape = pass.attention});
+                               .shape = pass.attention,
+                               .document_starts = pass.document_starts});
   Rope unrotate = rope_of(pass, block.qkv_gradient);
   unrotate.inverse = true;
   backend_.rope(unrotate);

@@ -8,6 +8,10 @@ namespace flashshard {
 void Llama::load(const MicroBatchView& batch, const Pass& pass) {
   backend_.copy(pass.shared.tokens.data, batch.inputs.data(), batch.inputs.size_bytes());
   backend_.copy(pass.shared.targets.data, batch.targets.data(), batch.targets.size_bytes());
+  if (pass.document_starts) {
+    backend_.copy(pass.document_starts.data, batch.document_starts.data(),
+                  batch.document_starts.size_bytes());
+  }
 }
 
 void Llama::project(const Tensor& out, const Tensor& x, const Tensor& weight) {
@@ -28,6 +32,7 @@ void Llama::normalise(const Tensor& out, const Tensor& inverse_rms, const Tensor
 Rope Llama::rope_of(const Pass& pass, const Tensor& qkv) const {
   return {.qkv = qkv,
           .cosine_sine = cosine_sine_,
+          .document_starts = pass.document_starts,
           .sequence_length = pass.attention.sequence_length,
           .first_position = pass.first_position,
           .heads = options_.heads,
@@ -81,7 +86,8 @@ void Llama::forward_attention(const Pass& pass, const BlockActivations& block, i
     backend_.attention({.out = block.attention,
                         .log_sum_exp = block.log_sum_exp,
                         .qkv = block.qkv,
-                        .shape = pass.attention});
+                        .shape = pass.attention,
+                        .document_starts = pass.document_starts});
   }
   project(block.attention_output, block.attention, weights.output_projection);
 }

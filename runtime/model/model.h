@@ -14,12 +14,18 @@
 
 namespace flashshard {
 
+/// What a token attends to: what stands before it in its sequence, or in its document alone.
+enum class AttentionScope : uint8_t { kSequence, kDocument };
+
 /// Token ids in host memory, sequence after sequence: `sequences * sequence_length` of each.
 struct MicroBatchView {
   std::span<const int32_t> inputs;   // in [0, vocabulary)
   std::span<const int32_t> targets;  // in [0, vocabulary), or -1: not counted in the loss
   int64_t sequences = 0;
   int64_t sequence_length = 0;
+  /// Of every token the index in its sequence at which its document begins: tokens attend within
+  /// their document alone, and positions count from its start. Empty: within the sequence.
+  std::span<const int32_t> document_starts = {};
 };
 
 struct LossResult {

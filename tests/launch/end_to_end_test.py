@@ -325,5 +325,53 @@ class BadInput(EndToEnd):
         self.refused(2, "missing", settings=[f"run.dir={self.folder}/missing/parent/run"])
 
 
+class Benchmarks(EndToEnd):
+    SMALL = ("bench", "optimizer", "--elements", "65536", "--repeat", "2")
+
+    def test_optimizer_measures_every_loop_beside_a_copy_and_the_plain_loops(self):
+        path = self.folder / "bench.json"
+        out = self.call([*self.SMALL, "--json", path]).stdout
+        report = json.loads(path.read_text())
+        self.assertEqual((report["elements"], report["threads"], report["rounds"]), (65536, 1, 2))
+        for field in ("compiler", "machine", "version", "clock", "rounding"):
+            self.assertTrue(report[field])
+        sets = report["machine"]["instruction_sets"]
+        self.assertEqual(sets[0], "scalar")
+        ours = [row for row in report["rows"] if row["implementation"] == "flashshard"]
+        kinds = {(r["rule"], r["format"], r["master_weight_bits"], r["instruction_set"]) for r in ours}
+        self.assertEqual(len(kinds), len(ours))
+        self.assertEqual(len(ours), 5 * 3 * 3 * len(sets))
+        for row in report["rows"]:
+            self.assertAlmostEqual(row["params_per_second"], 65536 / row["seconds"], delta=1e-6 * row["params_per_second"])
+            self.assertAlmostEqual(row["time_over_copy"], row["seconds"] / row["copy_seconds"], places=6)
+            self.assertLessEqual(row["seconds_shortest"], row["seconds"])
+            self.assertLessEqual(row["seconds"], row["seconds_longest"])
+        adamw = {(r["format"], r["master_weight_bits"]): r for r in ours if r["rule"] == "ADAMW"}
+        self.assertEqual(adamw["V2", 24]["bytes_per_parameter"], 12.25)
+        self.assertEqual(adamw["FP32", 32]["bytes_per_parameter"], 26)
+        peers = [(r["rule"], r["format"], r["implementation"]) for r in report["rows"] if r["implementation"] != "flashshard"]
+        expected = [("ADAMW", f, "plain_loop") for f in ("V2", "FLASHOPTIM_V1", "FP32")]
+        expected += [("ADAMW", f, "hinted_loop") for f in ("V2", "FLASHOPTIM_V1")]
+        self.assertEqual(sorted(peers), sorted(expected * (len(sets) - 1)))
+        self.assertEqual(len(out.splitlines()), 3 + len(report["rows"]))
+
+    def test_optimizer_measures_what_was_chosen(self):
+        path = self.folder / "bench.json"
+        self.call([*self.SMALL, "--rule", "LION", "--format", "V2", "--master", "24", "--isa", "scalar", "--rounding", "NEAREST",
+                   "--threads", "2", "--json", path])
+        report = json.loads(path.read_text())
+        self.assertEqual((report["clock"], report["rounding"], report["threads"]), ("wall", "NEAREST", 2))
+        self.assertEqual([(r["rule"], r["format"], r["over_plain_loop"]) for r in report["rows"]], [("LION", "V2", None)])
+
+    def test_bad_options_are_one_line_and_nothing_is_measured(self):
+        for wrong in (["--elements", "0"], ["--elements", "33"], ["--elements", "many"], ["--rule", "PAINT"], ["--format", "V3"],
+                      ["--master", "16"], ["--isa", "mmx"], ["--rounding", "UP"], ["--threads", "0"], ["--repeat", "0"],
+                      ["--json", self.folder / "nowhere" / "bench.json"], ["--json", self.folder]):
+            result = self.call([*self.SMALL, *wrong], code=2)
+            self.assertEqual((len(self.errors(result)), result.stdout), (1, ""), result.stderr)
+        self.assertEqual(len(self.errors(self.call(["bench"], code=2))), 1)
+        self.assertIn("Example", self.call(["bench", "optimizer", "--help"]).stdout)
+
+
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0], "-v", *sys.argv[1:]])

@@ -9,6 +9,7 @@
 #include "kernels/error.h"
 #include "kernels/numerics/bf16.h"
 #include "optim/sharded_state.h"
+#include "optim/sharding.h"
 #include "optim/update_rule.h"
 
 namespace flashshard {
@@ -38,7 +39,7 @@ std::vector<std::string> updated(const ElementwiseOptions& options, double learn
   for (const ParameterSpec& parameter : parameters())
     units.push_back(unit_rows_of(*rule, parameter));
   const ShardLayout layout(parameters(), units, 1);
-  ShardedState state(ledger, layout, *rule, 0, DType::kBF16);
+  ShardedState state(ledger, layout, *rule, 0, DType::kBF16, Sharding{});
   std::vector<ShardSlice> slices;
   for (int t : {kMatrix, kNorm}) {
     const Tensor weight = state.weight(t);

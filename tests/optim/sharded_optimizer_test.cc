@@ -1,280 +1,146 @@
-// ZeRO-1 as behaviour: any world size, bucket size and format does to weights and states what one
-// rank does that is given the folded gradient; a step with a non-finite gradient does nothing at
-// all.
+// ZeRO as behaviour: any stage, world size, bucket size and format does to weights and states what
+// one rank does that is given the folded gradient; a step with a non-finite gradient does nothing
+// at all.
 #include "optim/sharded_optimizer.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <numeric>
+#include <optional>
+#include <tuple>
 
-#include "kernels/numerics/bf16.h"
-#include "optim/ledger.h"
-#include "tests/optim/ranks.h"
+#include "optim/legality.h"
+#include "tests/optim/synthetic_run.h"
 
 namespace flashshard {
 namespace {
 
-constexpr int kSteps = 3;
+using namespace test;
 
-std::vector<ParameterSpec> parameters() {
-  const auto make = [](const char* name, int64_t rows, int64_t cols, ParameterRole role,
-                       int layer) {
-    ParameterSpec p;
-    p.name = name;
-    p.rows = rows;
-    p.cols = cols;
-    p.role = role;
-    p.decay = role != ParameterRole::kVector;
-    p.layer = layer;
-    return p;
-  };
-  return {make("embedding", 61, 48, ParameterRole::kEmbedding, 0),
-          make("norm1", 48, 1, ParameterRole::kVector, 1),
-          make("qkv", 70, 48, ParameterRole::kMatrix, 1),
-          make("down", 48, 33, ParameterRole::kMatrix, 1),
-          make("norm2", 100, 1, ParameterRole::kVector, 2),
-          make("head", 5, 7, ParameterRole::kMatrix, 2)};
+/// What rank `rank` sends in round k: a micro-batch's gradient, or the sum of all it has, rounded for
+/// the wire.
+float contribution(const RunShape& setup, int step, int64_t k, int rank, int tensor,
+                   int64_t element) {
+  const auto value = [&](int64_t m) { return gradient_value(step, m, tensor, element); };
+  const int64_t ranks = setup.world_size;
+  if (!setup.sharding.local_sums) return value(k * ranks + rank);
+  float sum = value(rank);
+  for (int64_t m = rank + ranks; m < setup.all_micro_batches(); m += ranks) sum += value(m);
+  const bool rounds = ranks > 1 && setup.model() == DType::kBF16;
+  return rounds ? bf16_to_float(float_to_bf16(sum)) : sum;
 }
 
-// A gradient that differs by (step, rank, tensor, element), exponents spread over 2^+-12: N(0, 1)
-// data hides wrong orders.
-float gradient_value(int step, int rank, int tensor, int64_t element) {
-  uint64_t h = static_cast<uint64_t>((step * 31 + rank) * 37 + tensor);
-  h = (h << 32 | static_cast<uint64_t>(element + 1)) * 0x9e3779b97f4a7c15ull;
-  h ^= h >> 29;
-  h *= 0xbf58476d1ce4e5b9ull;
-  h ^= h >> 32;
-  const double unit = static_cast<double>(h & 0xffff) / 65536.0 + 0.5;
-  const int exponent = static_cast<int>((h >> 16) % 25) - 12;
-  return bf16_to_float(
-      float_to_bf16(static_cast<float>(std::ldexp(unit, exponent) * ((h >> 40) & 1 ? 1 : -1))));
-}
-
-struct RunShape {
-  int world_size = 1;
-  int64_t bucket_bytes = 64 << 20;
-  Rule rule = Rule::kAdamW;
-  double beta1 = 0.9;  // of SGD: the momentum
-  StateFormat state = StateFormat::kCompanded;
-  WeightFormat weight = WeightFormat::kSplit24;
-  DType gradient = DType::kBF16;
-  int contributors = 0;  // 0: all
-  int group = 0;         // of TWO_LEVEL; 0: FLAT
-  double clip_norm = 1.0;
-  int64_t tokens = 10;  // of each contributing rank
-};
-
-constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
-constexpr const char* kStateNames[] = {"V2", "fp32", "V1"};
-constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
-                                        "fp32",    "V1 24 bits", "V1 32 bits"};
-
-// The tests' names: bytes of padding would make them differ from run to run.
-void PrintTo(const RunShape& shape, std::ostream* out) {
-  *out << shape.world_size << " ranks, buckets of " << shape.bucket_bytes << ", "
-       << kRuleNames[static_cast<int>(shape.rule)] << (shape.beta1 == 0 ? " without momentum" : "")
-       << ", state " << kStateNames[static_cast<int>(shape.state)] << ", weights "
-       << kWeightNames[static_cast<int>(shape.weight)]
-       << (shape.gradient == DType::kFP32 ? ", fp32 gradient" : "");
-  if (shape.contributors > 0) *out << ", " << shape.contributors << " contributors";
-  if (shape.group > 0) *out << ", groups of " << shape.group;
-}
-
-bool is_v1(WeightFormat format) {
-  return format == WeightFormat::kCorrected24 || format == WeightFormat::kCorrected32;
-}
-
-/// One rank's run; the gradient of (step, tensor) comes from `fill`.
-class Rank {
- public:
-  Rank(Communicator& communicator, const RunShape& setup)
-      : setup_(setup),
-        backend_(make_cpu_backend({1})),
-        ledger_(*backend_),
-        rule_(make_elementwise_rule(*backend_, options(setup))),
-        layout_(parameters(), units(*rule_), setup.world_size),
-        state_(ledger_, layout_, *rule_, communicator.rank(),
-               setup.weight == WeightFormat::kFP32 ? DType::kFP32 : DType::kBF16) {
-    for (const auto& p : layout_.parameters()) {
-      gradients_.push_back(
-          ledger_.tensor(MemoryClass::kGradients, setup.gradient, {p.rows, p.cols}));
-    }
-    ShardedOptimizerOptions o;
-    o.bucket_bytes = setup.bucket_bytes;
-    o.clip_norm = setup.clip_norm;
-    if (setup.group > 0) o.order = {ReductionOrder::Kind::kTwoLevel, setup.group};
-    o.wire = setup.weight == WeightFormat::kFP32 ? DType::kFP32 : DType::kBF16;
-    optimizer_ =
-        std::make_unique<ShardedOptimizer>(communicator, ledger_, state_, gradients_, *rule_, o);
-    optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
-      for (size_t i = 0; i < out.size(); ++i) {
-        out[i] = 0.01f * gradient_value(
-                             99, 0, tensor,
-                             rows.first * layout_.parameter(tensor).cols + static_cast<int64_t>(i));
+/// What the reduction makes of a step's gradients on `setup`'s ranks, in fp32: round by round a left
+/// fold over ranks, or over the left folds of groups of ranks.
+float folded(const RunShape& setup, int step, int tensor, int64_t element) {
+  const int64_t count = setup.all_micro_batches();
+  const int group = std::max(setup.group, 1);
+  std::optional<float> sum;
+  for (int64_t k = 0; k * setup.world_size < count; ++k) {
+    const auto ranks = static_cast<int>(std::min<int64_t>(
+        setup.world_size, count - k * setup.world_size));
+    for (int first = 0; first < ranks; first += group) {
+      float partial = contribution(setup, step, k, first, tensor, element);
+      for (int r = first + 1; r < std::min(first + group, ranks); ++r) {
+        partial += contribution(setup, step, k, r, tensor, element);
       }
-    });
-  }
-
-  template <class Value>
-  StepOutcome step(const Value& value, int64_t tokens) {
-    for (size_t t = 0; t < gradients_.size(); ++t) {
-      for (int64_t i = 0; i < gradients_[t].elements(); ++i) {
-        const float v = value(static_cast<int>(t), i);
-        if (setup_.gradient == DType::kFP32)
-          gradients_[t].as<float>()[i] = v;
-        else
-          gradients_[t].as<uint16_t>()[i] = float_to_bf16(v);
-      }
+      sum = sum ? *sum + partial : partial;
     }
-    optimizer_->begin_step(setup_.contributors == 0 ? setup_.world_size : setup_.contributors);
-    for (int layer : {2, 1, 0}) optimizer_->layer_ready(layer);
-    return optimizer_->step(1e-2, tokens);
+    if (setup.sharding.local_sums) break;
   }
-
-  ShardedState& state() { return state_; }
-  ShardedOptimizer& optimizer() { return *optimizer_; }
-  MemoryLedger& ledger() { return ledger_; }
-  const ShardLayout& layout() { return layout_; }
-  UpdateRule& rule() { return *rule_; }
-
- private:
-  static ElementwiseOptions options(const RunShape& setup) {
-    ElementwiseOptions o;
-    o.rule = setup.rule;
-    o.hyper.beta1 = setup.beta1;
-    o.weight_format = setup.weight;
-    o.vector_weight_format = setup.weight == WeightFormat::kFP32 ? WeightFormat::kFP32
-                             : is_v1(setup.weight)               ? WeightFormat::kCorrected32
-                                                                 : WeightFormat::kSplit32;
-    o.state_format = setup.state;
-    o.seed = 7;
-    return o;
-  }
-  static std::vector<int64_t> units(const UpdateRule& rule) {
-    std::vector<int64_t> all;
-    for (const auto& p : parameters()) all.push_back(unit_rows_of(rule, p));
-    return all;
-  }
-
-  RunShape setup_;
-  std::unique_ptr<Backend> backend_;
-  MemoryLedger ledger_;
-  std::unique_ptr<UpdateRule> rule_;
-  ShardLayout layout_;
-  ShardedState state_;
-  std::vector<Tensor> gradients_;
-  std::unique_ptr<ShardedOptimizer> optimizer_;
-};
-
-using Bytes = std::map<std::pair<int, std::string>, std::string>;
-
-/// All ranks' shards put together, by (tensor, state), and every rank's whole weights.
-struct Result {
-  Bytes state;
-  std::vector<std::string> weights;  // by rank
-  StepOutcome last;
-};
-
-std::string whole_weights(ShardedState& state) {
-  std::string all;
-  for (int t = 0; t < state.layout().tensors(); ++t) {
-    const Tensor w = state.weight(t);
-    all.append(w.as<char>(), w.bytes());
-  }
-  return all;
+  return *sum;
 }
 
-template <class Value>
-Result run(const RunShape& setup, const Value& value) {
-  Result result;
-  std::vector<Bytes> shards(static_cast<size_t>(setup.world_size));
-  result.weights.resize(static_cast<size_t>(setup.world_size));
-  std::mutex mutex;
-  test::run_ranks(setup.world_size, [&](Communicator& communicator) {
-    Rank rank(communicator, setup);
-    StepOutcome outcome;
-    const bool contributes = setup.contributors == 0 || communicator.rank() < setup.contributors;
-    for (int s = 0; s < kSteps; ++s) {
-      outcome = rank.step(
-          [&](int t, int64_t i) {
-            return contributes ? value(s, communicator.rank(), t, i) : std::nanf("");
-          },
-          contributes ? setup.tokens : 0);
-    }
-    const auto r = static_cast<size_t>(communicator.rank());
-    for (const auto& view : rank.state().shard_views()) {
-      shards[r][{view.tensor, view.state}] =
-          std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size());
-    }
-    result.weights[r] = whole_weights(rank.state());
-    const std::lock_guard lock(mutex);
-    result.last = outcome;
-  });
-  for (auto& shard : shards) {
-    for (auto& [key, bytes] : shard) result.state[key] += bytes;
-  }
-  return result;
-}
-
-/// The left fold over ranks first .. last - 1 in fp32.
-float left_fold(int step, int first, int last, int tensor, int64_t element) {
-  float sum = gradient_value(step, first, tensor, element);
-  for (int r = first + 1; r < last; ++r) sum += gradient_value(step, r, tensor, element);
-  return sum;
-}
-
-/// The fold over `ranks` ranks, in groups where there are some, rounded once to the gradient's
-/// type.
-float folded(int step, int ranks, int tensor, int64_t element, bool bf16, int group = 0) {
-  const int first = group > 0 ? std::min(group, ranks) : ranks;
-  float sum = left_fold(step, 0, first, tensor, element);
-  for (int r = first; r < ranks; r += group) {
-    sum += left_fold(step, r, std::min(r + group, ranks), tensor, element);
-  }
-  return bf16 ? bf16_to_float(float_to_bf16(sum)) : sum;
-}
-
-class Zero1 : public testing::TestWithParam<RunShape> {};
-
-TEST_P(Zero1, EqualsOneRankWithTheFoldedGradientBitForBit) {
-  const RunShape setup = GetParam();
-  const int ranks = setup.contributors == 0 ? setup.world_size : setup.contributors;
-  const Result sharded = run(setup, gradient_value);
+/// One rank at stage 1 that is given the whole sum.
+RunShape alone(const RunShape& setup) {
   RunShape one = setup;
   one.world_size = 1;
-  one.contributors = 0;
+  one.micro_batches = 1;
   one.bucket_bytes = 64 << 20;
-  one.tokens = setup.tokens * ranks;
-  const bool bf16 = setup.gradient == DType::kBF16;
+  one.tokens = setup.tokens * setup.all_micro_batches();
   one.group = 0;
-  const Result reference = run(
-      one, [&](int s, int, int t, int64_t i) { return folded(s, ranks, t, i, bf16, setup.group); });
-  ASSERT_LT(reference.last.clip_coefficient, 1.0);
-  EXPECT_EQ(sharded.state, reference.state);
-  for (const auto& weights : sharded.weights) EXPECT_EQ(weights, reference.weights[0]);
+  one.sharding = {};
+  one.sharding.clips = setup.sharding.clips;
+  one.sharding.clip = setup.sharding.clip;
+  const GradientFormat format{setup.sharding, setup.model()};
+  one.sharding.local_sums = format.reduced(setup.world_size) == DType::kFP32;
+  return one;
 }
 
+class Trained : public testing::TestWithParam<RunShape> {};
+
+TEST_P(Trained, EqualsOneRankWithTheFoldedGradientBitForBit) {
+  const RunShape setup = GetParam();
+  const Result sharded = run(setup, gradient_value);
+  const Result reference =
+      run(alone(setup), [&](int s, int64_t, int t, int64_t i) { return folded(setup, s, t, i); });
+  EXPECT_EQ(reference.last.clip_coefficient < 1, setup.sharding.clips);
+  EXPECT_EQ(sharded.last.clip_coefficient, reference.last.clip_coefficient);
+  EXPECT_EQ(sharded.last.gradient_norm, reference.last.gradient_norm);
+  EXPECT_EQ(sharded.last.tokens, reference.last.tokens);
+  EXPECT_TRUE(sharded.state == reference.state);
+  for (const auto& seen : sharded.seen) EXPECT_TRUE(seen == reference.seen[0]);
+}
+
+/// Every combination that the table of refusals leaves, but clipping by buckets, at every world
+/// size.
+std::vector<RunShape> legal_combinations() {
+  std::vector<RunShape> shapes;
+  for (int world_size : {1, 2, 3, 4, 8}) {
+    for (int bits = 0; bits < 256; ++bits) {
+      RunShape shape{.world_size = world_size, .bucket_bytes = 4096};
+      Sharding& sharding = shape.sharding;
+      sharding.stage = bits & 3;
+      sharding.reduce = bits & 4 ? ReduceTime::kEach : ReduceTime::kLast;
+      sharding.local_sums = (bits & 8) != 0;
+      sharding.fp32_reduced_gradient = (bits & 16) != 0;
+      sharding.release = sharding.skips_buckets = (bits & 32) != 0;
+      sharding.clips = (bits & 64) != 0;
+      sharding.clip = bits & 128 ? ClipMode::kPrevious : ClipMode::kGlobal;
+      if (sharding.has_accumulator() && sharding.local_sums) continue;
+      if (!sharding.clips && bits & 128) continue;
+      // Without release the way of clipping is the same code at any world size.
+      const bool clips_globally = sharding.clips && sharding.clip == ClipMode::kGlobal;
+      if (!sharding.release && !clips_globally && world_size != 3) continue;
+      if (sharding.has_accumulator()) shape.micro_batches = 2 * world_size + 1;
+      if (sharding.local_sums) shape.micro_batches = 2 * world_size;
+      shape.tied = (bits + world_size) % 2 == 0;
+      if (refusal_of(sharding) == nullptr) shapes.push_back(shape);
+    }
+  }
+  return shapes;
+}
+INSTANTIATE_TEST_SUITE_P(Legal, Trained, testing::ValuesIn(legal_combinations()));
+
 INSTANTIATE_TEST_SUITE_P(
-    Worlds, Zero1,
+    Worlds, Trained,
     testing::Values(
-        RunShape{.world_size = 1}, RunShape{.world_size = 2},
-        RunShape{.world_size = 3, .bucket_bytes = 4096},
-        RunShape{.world_size = 4, .bucket_bytes = 100}, RunShape{.world_size = 7},
+        RunShape{.world_size = 3}, RunShape{.world_size = 4, .bucket_bytes = 100},
+        RunShape{.world_size = 7},
         RunShape{.world_size = 2, .state = StateFormat::kFP32, .weight = WeightFormat::kSplit32},
         RunShape{.world_size = 3, .state = StateFormat::kFP32, .weight = WeightFormat::kBF16},
+        RunShape{.world_size = 3, .state = StateFormat::kFP32, .weight = WeightFormat::kFP32},
         RunShape{.world_size = 3,
                  .state = StateFormat::kFP32,
                  .weight = WeightFormat::kFP32,
-                 .gradient = DType::kFP32},
-        RunShape{.world_size = 3, .gradient = DType::kFP32},
-        RunShape{.world_size = 4, .contributors = 3}, RunShape{.world_size = 4, .group = 2},
-        RunShape{.world_size = 5, .bucket_bytes = 3000, .group = 2},
-        RunShape{.world_size = 4, .gradient = DType::kFP32, .contributors = 3, .group = 3},
-        RunShape{.world_size = 3, .contributors = 1}));
+                 .sharding = {.stage = 3, .reduce = ReduceTime::kEach},
+                 .micro_batches = 7},
+        RunShape{.world_size = 4, .micro_batches = 3},
+        RunShape{.world_size = 3, .sharding = {.stage = 0}, .micro_batches = 1},
+        RunShape{.world_size = 4, .group = 2},
+        RunShape{.world_size = 5, .bucket_bytes = 3000, .sharding = {.stage = 3}, .group = 2},
+        RunShape{.world_size = 4,
+                 .sharding = {.local_sums = true},
+                 .micro_batches = 8,
+                 .group = 3},
+        RunShape{.world_size = 5,
+                 .bucket_bytes = 3000,
+                 .sharding = {.stage = 2, .reduce = ReduceTime::kEach},
+                 .micro_batches = 12,
+                 .group = 2},
+        RunShape{.world_size = 4, .micro_batches = 3, .group = 3},
+        RunShape{.world_size = 3, .bucket_bytes = 100, .sharding = {.stage = 2}},
+        RunShape{.world_size = 4, .sharding = {.stage = 3}, .micro_batches = 3}));
 
 /// Every rule in every format of state, with masters of 24 and 32 bits and none.
 std::vector<RunShape> rules_and_formats() {
@@ -296,7 +162,7 @@ std::vector<RunShape> rules_and_formats() {
   shapes.push_back({.world_size = 4, .rule = Rule::kSGDW, .beta1 = 0});
   return shapes;
 }
-INSTANTIATE_TEST_SUITE_P(Rules, Zero1, testing::ValuesIn(rules_and_formats()));
+INSTANTIATE_TEST_SUITE_P(Rules, Trained, testing::ValuesIn(rules_and_formats()));
 
 TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {
   RunShape setup;
@@ -306,7 +172,8 @@ TEST(ShardedOptimizer, TheNormIsThatOfTheMeanGradient) {
   const auto specs = parameters();
   for (size_t t = 0; t < specs.size(); ++t) {
     for (int64_t i = 0; i < specs[t].elements(); ++i) {
-      const double g = folded(kSteps - 1, 3, static_cast<int>(t), i, true);
+      const double g =
+          bf16_to_float(float_to_bf16(folded(setup, setup.steps - 1, static_cast<int>(t), i)));
       squares += g * g;
     }
   }
@@ -325,47 +192,130 @@ TEST(ShardedOptimizer, DoesNotScaleAGradientBelowTheLimitNorWithoutOne) {
   EXPECT_EQ(run(setup, gradient_value).last.clip_coefficient, 1.0);
 }
 
-class NonFinite : public testing::TestWithParam<float> {};
+struct Injected {
+  float value;
+  Sharding sharding = {};
+};
+void PrintTo(const Injected& injected, std::ostream* out) {
+  *out << injected.value << " at stage " << injected.sharding.stage
+       << (injected.sharding.has_accumulator() ? " EACH" : "");
+}
+class NonFinite : public testing::TestWithParam<Injected> {};
 
 TEST_P(NonFinite, GradientOnOneRankChangesNoByteOnAny) {
-  RunShape setup;
-  setup.world_size = 3;
-  test::run_ranks(3, [&](Communicator& communicator) {
+  RunShape setup{.world_size = 3, .sharding = GetParam().sharding};
+  if (setup.sharding.has_accumulator()) setup.micro_batches = 7;
+  run_ranks(3, [&](Communicator& communicator) {
     Rank rank(communicator, setup);
-    const auto clean = [&](int t, int64_t i) {
-      return gradient_value(0, communicator.rank(), t, i);
-    };
-    ASSERT_TRUE(rank.step(clean, 10).applied);
+    const auto clean = [&](int64_t m, int t, int64_t i) { return gradient_value(0, m, t, i); };
+    ASSERT_TRUE(rank.step(clean).applied);
     const auto snapshot = [&] {
-      std::string all = whole_weights(rank.state());
-      for (const auto& view : rank.state().shard_views()) {
-        all.append(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size());
-      }
-      return all;
+      rank.evaluate();
+      return rank.seen() + bytes_of_shard(rank.state());
     };
     const std::string before = snapshot();
-    const StepOutcome outcome = rank.step(
-        [&](int t, int64_t i) {
-          return communicator.rank() == 1 && t == 2 && i == 1234 ? GetParam() : clean(t, i);
-        },
-        10);
+    const StepOutcome outcome = rank.step([&](int64_t m, int t, int64_t i) {
+      return m == 1 && t == 2 && i == 1234 ? GetParam().value : clean(m, t, i);
+    });
     EXPECT_FALSE(outcome.applied);
     EXPECT_GE(outcome.nonfinite_groups, 1);
     EXPECT_TRUE(std::isinf(outcome.gradient_norm));
-    EXPECT_EQ(snapshot(), before);
+    EXPECT_TRUE(snapshot() == before);
     EXPECT_EQ(rank.optimizer().updates(), 1u);
-    EXPECT_TRUE(rank.step(clean, 10).applied);
-    EXPECT_NE(snapshot(), before);
+    EXPECT_TRUE(rank.step(clean).applied);
+    EXPECT_TRUE(snapshot() != before);
   });
 }
 
 INSTANTIATE_TEST_SUITE_P(Values, NonFinite,
-                         testing::Values(std::nanf(""), INFINITY, -INFINITY, 0x1p60f, -0x1p61f));
+                         testing::Values(Injected{std::nanf(""), {}}, Injected{INFINITY, {}},
+                                         Injected{-INFINITY, {}}, Injected{0x1p60f, {}},
+                                         Injected{-0x1p61f, {}}));
+INSTANTIATE_TEST_SUITE_P(
+    Stages, NonFinite,
+    testing::Values(Injected{std::nanf(""), {.stage = 0}}, Injected{std::nanf(""), {.stage = 2}},
+                    Injected{std::nanf(""), {.stage = 3}},
+                    Injected{INFINITY, {.stage = 0, .reduce = ReduceTime::kEach}},
+                    Injected{INFINITY, {.stage = 1, .reduce = ReduceTime::kEach}},
+                    Injected{INFINITY, {.stage = 2, .reduce = ReduceTime::kEach}},
+                    Injected{INFINITY, {.stage = 3, .reduce = ReduceTime::kEach}}));
+
+class Released : public testing::TestWithParam<std::tuple<int, ReduceTime>> {};
+
+RunShape released(int world_size, ReduceTime reduce, int stage) {
+  RunShape shape{.world_size = world_size, .bucket_bytes = 3000};
+  shape.sharding = {.stage = stage,
+                    .reduce = reduce,
+                    .release = true,
+                    .clip = ClipMode::kBucket,
+                    .skips_buckets = true};
+  if (reduce == ReduceTime::kEach) shape.micro_batches = 2 * world_size + 1;
+  return shape;
+}
+
+TEST_P(Released, BucketsClippedByTheirOwnNormsEndWithTheSameBitsAtEveryStage) {
+  const auto [world_size, reduce] = GetParam();
+  const Result reference = run(released(world_size, reduce, 0), gradient_value);
+  EXPECT_LT(reference.last.clip_coefficient, 1);
+  for (int stage : {2, 3}) {
+    const Result result = run(released(world_size, reduce, stage), gradient_value);
+    EXPECT_EQ(result.last.clip_coefficient, reference.last.clip_coefficient);
+    EXPECT_EQ(result.last.gradient_norm, reference.last.gradient_norm);
+    EXPECT_TRUE(result.state == reference.state) << stage;
+    EXPECT_EQ(result.seen, reference.seen) << stage;
+  }
+}
+
+TEST_P(Released, ANonFiniteGradientSkipsItsBucketOnAllRanksAndNoOther) {
+  const auto [world_size, reduce] = GetParam();
+  for (int stage : {0, 2, 3}) {
+    const RunShape setup = released(world_size, reduce, stage);
+    run_ranks(world_size, [&](Communicator& communicator) {
+      Rank rank(communicator, setup);
+      const auto snapshot = [&] {
+        Bytes bytes;
+        for (const auto& view : rank.state().shard_views()) {
+          bytes[{view.tensor, view.state}].assign(reinterpret_cast<const char*>(view.bytes.data()),
+                                                  view.bytes.size());
+        }
+        return bytes;
+      };
+      const auto first = [&](int64_t m, int t, int64_t i) { return gradient_value(0, m, t, i); };
+      const auto clean = [&](int64_t m, int t, int64_t i) { return gradient_value(1, m, t, i); };
+      ASSERT_TRUE(rank.step(first).applied);
+      const Bytes before = snapshot();
+      // The slices of tensor 4, all of them: a rank's own rows may lie in any.
+      const StepOutcome outcome = rank.step([&](int64_t m, int t, int64_t i) {
+        return m == 0 && t == 4 ? std::nanf("") : clean(m, t, i);
+      });
+      EXPECT_TRUE(outcome.applied);
+      EXPECT_GE(outcome.skipped_buckets, 1);
+      EXPECT_GE(outcome.nonfinite_groups, 1);
+      EXPECT_TRUE(std::isfinite(outcome.gradient_norm));
+      EXPECT_EQ(rank.optimizer().updates(), 2u);
+      for (const auto& [key, bytes] : snapshot()) {
+        const bool unchanged = bytes.empty() || key.first == 4;
+        EXPECT_EQ(bytes == before.at(key), unchanged) << key.first << " " << key.second;
+      }
+      // Nothing at all is applied where no bucket is finite.
+      const Bytes then = snapshot();
+      const auto nothing = rank.step([](int64_t, int, int64_t) { return std::nanf(""); });
+      EXPECT_FALSE(nothing.applied);
+      EXPECT_TRUE(std::isinf(nothing.gradient_norm));
+      EXPECT_TRUE(snapshot() == then);
+      EXPECT_EQ(rank.optimizer().updates(), 2u);
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Worlds, Released,
+                         testing::Combine(testing::Values(1, 2, 3, 8),
+                                          testing::Values(ReduceTime::kLast, ReduceTime::kEach)));
 
 TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
-  test::run_ranks(2, [&](Communicator& communicator) {
-    Rank rank(communicator, RunShape{.world_size = 2});
-    const StepOutcome outcome = rank.step([](int, int64_t) { return 0.0f; }, 0);
+  run_ranks(2, [&](Communicator& communicator) {
+    Rank rank(communicator, RunShape{.world_size = 2, .tokens = 0});
+    const StepOutcome outcome = rank.step([](int64_t, int, int64_t) { return 0.0f; });
     EXPECT_FALSE(outcome.applied);
     EXPECT_EQ(outcome.tokens, 0);
     EXPECT_EQ(rank.optimizer().updates(), 0u);
@@ -373,97 +323,13 @@ TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
 }
 
 TEST(ShardedOptimizer, RefusesAStepBeforeEveryLayerIsReady) {
-  test::run_ranks(1, [&](Communicator& communicator) {
+  run_ranks(1, [&](Communicator& communicator) {
     Rank rank(communicator, RunShape{});
-    rank.optimizer().begin_step(1);
+    rank.optimizer().begin_round({});
     rank.optimizer().layer_ready(2);
     EXPECT_THROW((void)rank.optimizer().step(1e-3, 1), Error);
   });
 }
-
-class Bytes1 : public testing::TestWithParam<int> {};
-
-TEST_P(Bytes1, PredictedEqualTaggedAndStatesAreDividedAmongRanks) {
-  const int n = GetParam();
-  std::mutex mutex;
-  MemoryTable sum;
-  test::run_ranks(n, [&](Communicator& communicator) {
-    for (int64_t bucket_bytes : {int64_t{64} << 20, int64_t{5000}}) {
-      RunShape setup;
-      setup.world_size = n;
-      setup.bucket_bytes = bucket_bytes;
-      Rank rank(communicator, setup);
-      LedgerInputs inputs;
-      inputs.bucket_bytes = bucket_bytes;
-      const MemoryTable predicted =
-          predict_memory(rank.layout(), rank.rule(), communicator.rank(), inputs);
-      for (size_t c = 0; c < kMemoryClasses; ++c) {
-        const auto memory_class = static_cast<MemoryClass>(c);
-        EXPECT_EQ(predicted[memory_class], rank.ledger().tagged()[memory_class])
-            << name_of(memory_class);
-      }
-      if (bucket_bytes != 5000) continue;
-      const std::lock_guard lock(mutex);
-      for (size_t c = 0; c < kMemoryClasses; ++c) {
-        sum.bytes[c] += rank.ledger().tagged()[static_cast<MemoryClass>(c)];
-      }
-    }
-  });
-  int64_t matrices = 0, vectors = 0, groups = 0;
-  for (const auto& p : parameters()) {
-    (p.role == ParameterRole::kVector ? vectors : matrices) += p.elements();
-    if (p.role != ParameterRole::kVector) groups += (p.elements() + 31) / 32;
-  }
-  EXPECT_EQ(sum[MemoryClass::kMomentum], matrices + 4 * vectors);
-  EXPECT_EQ(sum[MemoryClass::kVariance], matrices + 4 * vectors);
-  EXPECT_EQ(sum[MemoryClass::kCorrection], matrices + 2 * vectors);
-  EXPECT_EQ(sum[MemoryClass::kScales], 2 * 2 * groups);
-}
-
-INSTANTIATE_TEST_SUITE_P(WorldSizes, Bytes1, testing::Values(1, 2, 3, 4, 8));
-
-/// What a rule stores for a parameter of a matrix of 64 x 32, beside its bf16 weight, in bytes.
-struct RuleBytes {
-  Rule rule;
-  double beta1;
-  StateFormat state;
-  WeightFormat weight;
-  double bytes;
-};
-class StateBytes : public testing::TestWithParam<RuleBytes> {};
-
-TEST_P(StateBytes, AreThoseOfTheStatesThatTheRuleNeeds) {
-  const auto& [rule, beta1, state, weight, bytes] = GetParam();
-  const auto backend = make_cpu_backend({1});
-  ElementwiseOptions options;
-  options.rule = rule;
-  options.hyper.beta1 = beta1;
-  options.state_format = state;
-  options.weight_format = weight;
-  const auto made = make_elementwise_rule(*backend, options);
-  ParameterSpec matrix;
-  matrix.name = "matrix";
-  matrix.rows = 64;
-  matrix.cols = 32;
-  const ShardLayout layout({matrix}, {unit_rows_of(*made, matrix)}, 1);
-  const MemoryTable table = predict_memory(layout, *made, 0, {});
-  const int64_t states = table[MemoryClass::kCorrection] + table[MemoryClass::kMomentum] +
-                         table[MemoryClass::kVariance] + table[MemoryClass::kScales];
-  EXPECT_EQ(static_cast<double>(states) / (64 * 32), bytes);
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Rules, StateBytes,
-    testing::Values(
-        RuleBytes{Rule::kAdamW, 0.9, StateFormat::kCompanded, WeightFormat::kSplit24, 3.125},
-        RuleBytes{Rule::kAdam, 0.9, StateFormat::kFlashOptim, WeightFormat::kCorrected24, 3.125},
-        RuleBytes{Rule::kAdamW, 0.9, StateFormat::kFP32, WeightFormat::kSplit32, 10},
-        RuleBytes{Rule::kLion, 0.9, StateFormat::kCompanded, WeightFormat::kSplit24, 2.0625},
-        RuleBytes{Rule::kLion, 0.9, StateFormat::kFP32, WeightFormat::kBF16, 4},
-        RuleBytes{Rule::kSGD, 0.9, StateFormat::kFlashOptim, WeightFormat::kCorrected32, 3.0625},
-        RuleBytes{Rule::kSGDW, 0.9, StateFormat::kCompanded, WeightFormat::kBF16, 1.0625},
-        RuleBytes{Rule::kSGD, 0, StateFormat::kCompanded, WeightFormat::kSplit24, 1},
-        RuleBytes{Rule::kSGDW, 0, StateFormat::kCompanded, WeightFormat::kBF16, 0}));
 
 }  // namespace
 }  // namespace flashshard

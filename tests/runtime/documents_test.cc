@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "runtime/data/token_dataset.h"
+#include "runtime/evaluate.h"
 #include "runtime/trained_model.h"
 #include "runtime/write_text.h"
 #include "tests/runtime/runs.h"
@@ -80,7 +81,8 @@ TEST_F(Documents, ThroughATokenizerAreWrittenAfterTheDataIsGone) {
   prepare_pairs("pairs", kSentencePiece);
   ASSERT_EQ(run(2, on("a", "pairs", {"train.steps=60"})), ExitCode::kDone);
   std::filesystem::remove_all(folder_ / "pairs");
-  for (const char* checkpoint : {"a", "a/checkpoints/step-00000060", "a/checkpoints/step-00000060//"}) {
+  for (const char* checkpoint :
+       {"a", "a/checkpoints/step-00000060", "a/checkpoints/step-00000060//"}) {
     const WrittenText written = write(checkpoint, "go ");
     EXPECT_THAT(written.text, HasSubstr("out."));
     EXPECT_TRUE(written.ended);
@@ -116,8 +118,8 @@ TEST_F(Documents, StartFromAModelOfTheSameShapeOnly) {
   const std::string from = "model.initialize_from=" + (folder_ / "a").string();
   const Error error = failure(2, config("b", {from, "model.feed_forward_size=96"}));
   EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
-  const Error heads = failure(2, config("d", {from, "model.heads=4", "model.kv_heads=2",
-                                              "model.head_dim=8"}));
+  const Error heads =
+      failure(2, config("d", {from, "model.heads=4", "model.kv_heads=2", "model.head_dim=8"}));
   EXPECT_EQ(heads.code(), ExitCode::kUsage) << "every tensor has the same shape";
   EXPECT_THAT(heads.what(), HasSubstr("another model.heads than this run's"));
   ASSERT_EQ(run(1, config("e", {from, "model.rope_theta=500000", "train.steps=5"})),
@@ -152,6 +154,40 @@ TEST_F(Documents, OfOtherProgramsNeedAVocabularyThatHoldsTheirIds) {
     EXPECT_EQ(error.code(), ExitCode::kBadData);
     EXPECT_THAT(error.what(), HasSubstr("vocabulary of 306 tokens does not fit the model's 256"));
   }
+}
+
+TEST_F(Documents, KeptApartInTrainingAreKeptApartInValidationAndEvaluation) {
+  prepare_pairs("pairs", "byte");
+  const std::string apart = "train.attention=DOCUMENT";
+  ASSERT_EQ(run(2, on("a", "pairs", {apart, "train.steps=20"})), ExitCode::kDone);
+  const auto alone = std::move(make_thread_communicators(1).front());
+  TrainedModel model((folder_ / "a").string(), *alone, TrainedModel::Use::kBatches);
+  EXPECT_EQ(model.attention(), AttentionScope::kDocument);
+  const auto dataset = data::TokenDataset::open_for_evaluation(folder_ / "pairs");
+  const EvaluationRequest request{model.batch(), 32, 0, model.attention()};
+  const double validation_loss = metrics("a").back()["validation_loss"];
+  EXPECT_NEAR(evaluate(*alone, model.model(), dataset, request).mean_loss(), validation_loss, 1e-6);
+  EvaluationRequest together = request;
+  together.attention = AttentionScope::kSequence;
+  EXPECT_NE(evaluate(*alone, model.model(), dataset, together).mean_loss(), validation_loss);
+  const WrittenText written = write("a", "go ");
+  EXPECT_GT(written.text.size(), 0U);
+
+  const Error changed = failure(2, on("a", "pairs", {"train.steps=25"}));
+  EXPECT_EQ(changed.code(), ExitCode::kUsage);
+  EXPECT_THAT(changed.what(), HasSubstr("train.attention"));
+}
+
+TEST_F(Documents, ThatTheDataDoesNotTellApartCannotBeKeptApart) {
+  std::string bytes(1024, '\0');
+  const std::array<int32_t, 3> header = {20240520, 1, 4000};
+  std::memcpy(bytes.data(), header.data(), sizeof(header));
+  for (int i = 0; i < header[2]; ++i) bytes += {static_cast<char>(i % 50), '\0'};
+  std::ofstream(folder_ / "a.bin", std::ios::binary) << bytes;
+  const Error error =
+      failure(2, on("a", "a.bin", {"model.vocab_size=60000", "train.attention=DOCUMENT"}));
+  EXPECT_EQ(error.code(), ExitCode::kBadData);
+  EXPECT_THAT(error.what(), HasSubstr("does not tell where a document ends"));
 }
 
 TEST_F(Documents, WithoutACountedTokenEndTheRunAsBadData) {

@@ -243,6 +243,8 @@ std::vector<BadStep> bad_steps() {
        [](auto& t, auto&) { t.struct_size = 8; }},
       {"UnsetStruct", FS_INVALID_ARGUMENT, "fs_step.struct_size is 0",
        [](auto&, auto& s) { s.struct_size = 0; }},
+      {"HugeStruct", FS_INVALID_ARGUMENT, "fs_step.struct_size is 4294967295",
+       [](auto&, auto& s) { s.struct_size = UINT32_MAX; }},
       {"CorruptScale", FS_CORRUPT, "momentum_scales[2] is 66",
        [](auto& t, auto&) { static_cast<uint16_t*>(t.momentum_scales.data)[2] = 66; }},
       {"NegativeRate", FS_OUT_OF_RANGE, "learning rate",
@@ -284,6 +286,18 @@ TEST(CApiCalls, RefuseNullAndWhatHasNoCodes) {
   call.format = FS_STATE_FP32;
   EXPECT_EQ(fs_encode_moments(&call, nullptr), FS_INVALID_ARGUMENT);
   EXPECT_THAT(fs_last_error(), HasSubstr("no codes"));
+}
+
+TEST(CApiCalls, AcceptALaterVersionsStructUnlessItUsesWhatIsNewInIt) {
+  struct Later {
+    fs_master known;
+    uint64_t appended;
+  } later = {};
+  later.known.struct_size = sizeof(later);
+  EXPECT_EQ(fs_encode_master(&later.known, nullptr), FS_OK) << fs_last_error();
+  later.appended = 1;
+  EXPECT_EQ(fs_encode_master(&later.known, nullptr), FS_INVALID_ARGUMENT);
+  EXPECT_THAT(fs_last_error(), HasSubstr("fields that this version does not know"));
 }
 
 TEST(CApiCalls, OnNothingDoNothing) {

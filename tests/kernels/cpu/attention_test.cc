@@ -1,5 +1,5 @@
 // Causal attention with grouped key/value heads: float64 reference and finite differences,
-// sequences shorter than a tile, across several tiles and not a multiple of one.
+// sequences shorter than a tile, across several tiles and not a multiple of one; within documents.
 #include "operation_test.h"
 
 namespace flashshard::test {
@@ -9,15 +9,17 @@ struct Reference {
   Values out, log_sum_exp;
 };
 
-/// softmax(q k^T / sqrt(D)) v, plainly, in float64.
-Reference attention(const AttentionShape& s, const Values& qkv) {
+/// softmax(q k^T / sqrt(D)) v, plainly, in float64. A token sees from its document's start on.
+Reference attention(const AttentionShape& s, const Values& qkv,
+                    const std::vector<int32_t>& starts) {
   const int64_t width = int64_t{s.heads + 2 * s.kv_heads} * s.head_dim;
   const int64_t tokens = s.sequences * s.sequence_length;
   Reference result = {Values(static_cast<size_t>(tokens * s.heads * s.head_dim)),
                       Values(static_cast<size_t>(tokens * s.heads))};
   Values scores(static_cast<size_t>(s.sequence_length));
   for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t first = t / s.sequence_length * s.sequence_length;
+    const int64_t first =
+        t / s.sequence_length * s.sequence_length + starts[static_cast<size_t>(t)];
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t kv = h / (s.heads / s.kv_heads);
       const double* q = &qkv[static_cast<size_t>(t * width + h * s.head_dim)];
@@ -38,6 +40,11 @@ Reference attention(const AttentionShape& s, const Values& qkv) {
     }
   }
   return result;
+}
+
+Reference attention(const AttentionShape& s, const Values& qkv) {
+  return attention(s, qkv,
+                   std::vector<int32_t>(static_cast<size_t>(s.sequences * s.sequence_length)));
 }
 
 constexpr AttentionShape kShapes[] = {
@@ -139,6 +146,122 @@ TEST_P(Attention, BackwardWritesTheGradientsOfQueriesKeysAndValues) {
   }
 }
 
+/// Sequences of documents of these lengths.
+struct Packed {
+  AttentionShape shape;
+  std::vector<int32_t> lengths;
+
+  std::vector<int32_t> starts() const {
+    std::vector<int32_t> result;
+    for (const int32_t length : lengths) {
+      const auto first = static_cast<int32_t>(std::ssize(result) % shape.sequence_length);
+      result.insert(result.end(), static_cast<size_t>(length), first);
+    }
+    return result;
+  }
+};
+
+std::vector<Packed> packed_documents() {
+  return {
+      {{.sequences = 1, .sequence_length = 5, .heads = 1, .kv_heads = 1, .head_dim = 4},
+       {1, 1, 2, 1}},
+      {{.sequences = 3, .sequence_length = 20, .heads = 4, .kv_heads = 2, .head_dim = 16},
+       {20, 7, 13, 19, 1}},
+      {{.sequences = 1, .sequence_length = 210, .heads = 3, .kv_heads = 1, .head_dim = 10},
+       {3, 64, 65, 78}},
+      {{.sequences = 2, .sequence_length = 128, .heads = 2, .kv_heads = 2, .head_dim = 32},
+       {128, 64, 33, 31}},
+  };
+}
+
+TEST_P(Attention, WithinDocumentsMixesTheValuesOfEarlierTokensOfTheDocument) {
+  for (const Packed& packed : packed_documents()) {
+    Arrays arrays(packed.shape, dtype(), random_);
+    IntArray starts(packed.starts());
+    AttentionForward call = arrays.forward(packed.shape);
+    call.document_starts = starts.tensor();
+    backend_.bind(call).attention(call);
+    const Reference expected = attention(packed.shape, arrays.qkv.values(), packed.starts());
+    expect_close(arrays.out.values(), expected.out, close(), "out");
+    expect_close(arrays.log_sum_exp.values(), expected.log_sum_exp, {1e-5, 1e-5}, "log_sum_exp");
+  }
+}
+
+TEST_P(Attention, WithinDocumentsBackwardWritesTheGradientsOfQueriesKeysAndValues) {
+  for (const Packed& packed : packed_documents()) {
+    const AttentionShape& s = packed.shape;
+    Arrays arrays(s, dtype(), random_);
+    IntArray starts(packed.starts());
+    Array grad_out = random_.array(dtype(), {arrays.tokens, int64_t{s.heads} * s.head_dim});
+    AttentionForward forward = arrays.forward(s);
+    forward.document_starts = starts.tensor();
+    backend_.bind(forward).attention(forward);
+    Array grad_qkv = random_.array(dtype(), {arrays.tokens, arrays.qkv.tensor().shape[1]});
+    const AttentionBackward call = {.grad_qkv = grad_qkv.tensor(),
+                                    .grad_out = grad_out.tensor(),
+                                    .out = forward.out,
+                                    .log_sum_exp = forward.log_sum_exp,
+                                    .qkv = forward.qkv,
+                                    .shape = s,
+                                    .document_starts = starts.tensor()};
+    backend_.bind(call).attention_backward(call);
+    const Values upstream = grad_out.values();
+    const Tolerance allowed =
+        dtype() == DType::kBF16 ? Tolerance{0.0045, 0.04} : Tolerance{2e-5, 2e-5};
+    expect_gradient(
+        grad_qkv.values(),
+        [&](const Values& v) { return dot(attention(s, v, packed.starts()).out, upstream); },
+        arrays.qkv.values(), allowed, "grad_qkv", 10);
+  }
+}
+
+Tensor row_range_of(Array& array, int64_t first, int64_t count) {
+  return array.tensor().row_range(first, count);
+}
+
+TEST_P(Attention, GivesADocumentTheBitsThatItHasAsASequenceOfItsOwn) {
+  for (const Packed& packed : packed_documents()) {
+    const AttentionShape& s = packed.shape;
+    Arrays arrays(s, dtype(), random_), alone(s, dtype(), random_);
+    IntArray starts(packed.starts());
+    Array grad_out = random_.array(dtype(), {arrays.tokens, int64_t{s.heads} * s.head_dim});
+    Array grad_qkv(dtype(), {arrays.tokens, arrays.qkv.tensor().shape[1]}), grad_alone = grad_qkv;
+    AttentionForward forward = arrays.forward(s);
+    forward.document_starts = starts.tensor();
+    backend_.bind(forward).attention(forward);
+    AttentionBackward backward = {.grad_qkv = grad_qkv.tensor(),
+                                  .grad_out = grad_out.tensor(),
+                                  .out = forward.out,
+                                  .log_sum_exp = forward.log_sum_exp,
+                                  .qkv = forward.qkv,
+                                  .shape = s,
+                                  .document_starts = starts.tensor()};
+    backend_.bind(backward).attention_backward(backward);
+    int64_t first = 0;
+    for (const int32_t length : packed.lengths) {
+      AttentionShape document = s;
+      document.sequences = 1;
+      document.sequence_length = length;
+      const AttentionForward call = {.out = row_range_of(alone.out, first, length),
+                                     .log_sum_exp = row_range_of(alone.log_sum_exp, first, length),
+                                     .qkv = row_range_of(arrays.qkv, first, length),
+                                     .shape = document};
+      backend_.bind(call).attention(call);
+      const AttentionBackward back = {.grad_qkv = row_range_of(grad_alone, first, length),
+                                      .grad_out = row_range_of(grad_out, first, length),
+                                      .out = call.out,
+                                      .log_sum_exp = call.log_sum_exp,
+                                      .qkv = call.qkv,
+                                      .shape = document};
+      backend_.bind(back).attention_backward(back);
+      first += length;
+    }
+    EXPECT_EQ(arrays.out.values(), alone.out.values());
+    EXPECT_EQ(arrays.log_sum_exp.values(), alone.log_sum_exp.values());
+    EXPECT_EQ(grad_qkv.values(), grad_alone.values());
+  }
+}
+
 TEST_P(Attention, LargeScoresDoNotOverflow) {
   constexpr AttentionShape kShape = {
       .sequences = 1, .sequence_length = 70, .heads = 1, .kv_heads = 1, .head_dim = 16};
@@ -159,6 +282,19 @@ TEST_P(Attention, ANanReachesOnlyLaterTokensOfItsSequence) {
   backend_.bind(call).attention(call);
   const Values out = arrays.out.values();
   for (size_t t = 0; t < 10; ++t) EXPECT_EQ(std::isnan(out[t * 16]), t >= 2 && t < 5) << t;
+}
+
+TEST_P(Attention, ANanReachesOnlyLaterTokensOfItsDocument) {
+  constexpr AttentionShape kShape = {
+      .sequences = 1, .sequence_length = 10, .heads = 1, .kv_heads = 1, .head_dim = 16};
+  Arrays arrays(kShape, dtype(), random_);
+  arrays.qkv.set(4 * 48 + 20, std::nan(""));  // a key of token 4
+  IntArray starts({0, 0, 0, 3, 3, 3, 6, 6, 6, 6});
+  AttentionForward call = arrays.forward(kShape);
+  call.document_starts = starts.tensor();
+  backend_.bind(call).attention(call);
+  const Values out = arrays.out.values();
+  for (size_t t = 0; t < 10; ++t) EXPECT_EQ(std::isnan(out[t * 16]), t == 4 || t == 5) << t;
 }
 
 FLASHSHARD_FOR_ALL_SETUPS(Attention);

@@ -128,6 +128,28 @@ TEST_P(RotaryEmbedding, TheInverseIsTheBackward) {
   }
 }
 
+TEST_P(RotaryEmbedding, CountsPositionsFromTheStartOfADocument) {
+  const Shape sequences = {2, 9, 3, 1, 10, 0};
+  const std::vector<int32_t> lengths = {4, 1, 4, 9};
+  const int64_t width = int64_t{sequences.heads + 2 * sequences.kv_heads} * sequences.head_dim;
+  for (const bool inverse : {false, true}) {
+    Array cosine_sine = table(sequences);
+    Array packed = random_.array(dtype(), {18, width}), alone = packed;
+    IntArray starts({0, 0, 0, 0, 4, 5, 5, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+    Rope call = call_of(sequences, packed, cosine_sine, inverse);
+    call.document_starts = starts.tensor();
+    backend_->rope(call);
+    int64_t first = 0;
+    for (const int32_t length : lengths) {
+      Rope document = call_of(sequences, alone, cosine_sine, inverse);
+      document.qkv = document.qkv.row_range(first, length);
+      backend_->rope(document);
+      first += length;
+    }
+    EXPECT_EQ(packed.values(), alone.values());
+  }
+}
+
 FLASHSHARD_FOR_ALL_SETUPS(RotaryEmbedding);
 
 }  // namespace

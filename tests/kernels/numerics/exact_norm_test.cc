@@ -20,7 +20,13 @@ namespace flashshard {
 namespace {
 
 using Limbs = std::array<int64_t, numerics::kExactSumLimbs>;
-__extension__ typedef __float128 Quad;  // 113 bits: exact for sums whose terms span less
+// 113 bits: exact for sums whose terms span less.
+#ifdef __SIZEOF_FLOAT128__
+__extension__ typedef __float128 Quad;
+#else
+using Quad = long double;
+static_assert(std::numeric_limits<Quad>::digits == 113);
+#endif
 
 void serial(int64_t count, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
 

@@ -5,47 +5,18 @@
 
 #include <cmath>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/bf16.h"
+#include "tests/kernels/numerics/golden_file.h"
 #include "tests/kernels/numerics/scalar_formulas.h"
 #include "tests/kernels/numerics/update_state.h"
 
 namespace flashshard {
 namespace {
-
-/// A golden file, read array by array.
-class Golden {
- public:
-  explicit Golden(const std::string& name) {
-    std::ifstream file(std::string(FLASHSHARD_TEST_DATA) + "/kernels/numerics/golden/" + name,
-                       std::ios::binary);
-    bytes_.assign(std::istreambuf_iterator<char>(file), {});
-    EXPECT_FALSE(bytes_.empty()) << name;
-  }
-  ~Golden() { EXPECT_EQ(at_, bytes_.size()) << "the file has more than was read"; }
-
-  template <class T>
-  std::vector<T> next(size_t count) {
-    std::vector<T> values(count);
-    if (at_ + count * sizeof(T) > bytes_.size()) {
-      ADD_FAILURE() << "the file is too short";
-      return values;
-    }
-    std::memcpy(values.data(), bytes_.data() + at_, count * sizeof(T));
-    at_ += count * sizeof(T);
-    return values;
-  }
-
- private:
-  std::vector<char> bytes_;
-  size_t at_ = 0;
-};
 
 size_t groups_of(size_t count) { return (count + kGroup - 1) / kGroup; }
 

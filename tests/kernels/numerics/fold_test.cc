@@ -39,7 +39,8 @@ class Inputs {
       full_.emplace_back(count);
       half_.emplace_back(count);
       for (size_t i = 0; i < count; ++i) {
-        const float v = std::ldexp(normal(random), static_cast<int>(random() % 25) - 12);
+        const int exponent = static_cast<int>(random() % 25) - 12;
+        const float v = std::ldexp(normal(random), exponent);
         half_[k][i] = float_to_bf16(v);
         full_[k][i] = dtype_ == DType::kBF16 ? bf16_to_float(half_[k][i]) : v;
       }

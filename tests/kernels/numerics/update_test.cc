@@ -45,6 +45,16 @@ class UpdateRules : public testing::TestWithParam<UpdateCase> {
 const auto case_name = [](const auto& instance) { return name_of(instance.param); };
 INSTANTIATE_TEST_SUITE_P(All, UpdateRules, testing::ValuesIn(all_update_cases()), case_name);
 
+TEST(UpdateLoops, AreThereForTheProcessor) {
+  const auto loops = cpu::available_update_loops();
+  EXPECT_EQ(loops.front()->name, "scalar");
+#if defined(__aarch64__)
+  EXPECT_EQ(loops.back()->name, "neon");
+#elif defined(__x86_64__)
+  EXPECT_EQ(loops.back()->name != "scalar", static_cast<bool>(__builtin_cpu_supports("avx2")));
+#endif
+}
+
 TEST_P(UpdateRules, VectorLoopsGiveTheScalarBitsAtEveryLengthAndAlignment) {
   const auto loops = cpu::available_update_loops();
   for_each_format([&](const UpdateFormat& format) {

@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 
+#include "kernels/error.h"
 #include "runtime/config/schema.h"
 #include "runtime/config/validation.h"
 
@@ -24,6 +25,16 @@ TEST(ConfigReferenceTest, TheCommittedPageIsTheGeneratedOne) {
   committed << file.rdbuf();
   EXPECT_EQ(committed.str(), configuration_markdown())
       << "regenerate it: build/flashshard_config_reference docs/configuration.md";
+}
+
+TEST(ConfigReferenceTest, TheTablesOfWhatCanBeCombinedAreTheGeneratedOnes) {
+  std::ifstream file(std::string(FLASHSHARD_TEST_DATA) + "/../docs/sharding.md");
+  std::stringstream committed;
+  committed << file.rdbuf();
+  EXPECT_EQ(committed.str(), with_legality_tables(committed.str()))
+      << "regenerate them: build/flashshard_config_reference docs/configuration.md "
+         "docs/sharding.md";
+  EXPECT_THROW(with_legality_tables("a page without them"), Error);
 }
 
 TEST(ConfigReferenceTest, HelpAndPageNameEverySettingAndRule) {

@@ -85,9 +85,8 @@ TEST_P(LaterFieldTest, IsUnknown) {
   EXPECT_THAT(refused_override({GetParam() + "=1"}), StartsWith("unknown field " + GetParam()));
 }
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
-                         ::testing::Values("parallelism.release", "parallelism.reproducible",
-                                           "numerics.check", "checkpoint.async",
-                                           "optimizer.weight_format"));
+                         ::testing::Values("parallelism.hybrid", "optimizer.galore_rank",
+                                           "checkpoint.async", "optimizer.weight_format"));
 
 struct WrongValue {
   std::string assignment;
@@ -122,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
         WrongValue{"checkpoint.at_end=yes", "checkpoint.at_end is \"yes\", allowed: true or false"},
         WrongValue{"checkpoint.keep_last=0", "checkpoint.keep_last is 0, allowed: >= 1"},
         WrongValue{"parallelism.bucket_bytes=4095", "allowed: >= 4096"},
-        WrongValue{"parallelism.stage=0", "parallelism.stage is 0, allowed: 1 (--set)"},
+        WrongValue{"parallelism.stage=4", "parallelism.stage is 4, allowed: 0, 1, 2 or 3 (--set)"},
         WrongValue{"optimizer.master_weight_bits=16",
                    "optimizer.master_weight_bits is 16, allowed: 0, 24 or 32"},
         WrongValue{"optimizer.rule=adamw", "did you mean ADAMW?"},
@@ -248,6 +247,9 @@ TEST_P(FieldRuleTest, NamesEveryFieldThatTakesPart) {
                     HasSubstr("(a.textproto)")));
 }
 const std::vector<BrokenRule> kBrokenRules = {
+    {{"parallelism.reproducible=true", "parallelism.reduce=EACH"},
+     "parallelism.reproducible",
+     "run.threads above 0"},
     {{"model.kv_heads=3"}, "model.heads (2)", "model.kv_heads (3)"},
     {{"model.hidden_size=33"}, "model.hidden_size (33)", "model.heads (2)"},
     {{"model.hidden_size=34"}, "model.hidden_size (34)", "must be even"},
@@ -331,6 +333,15 @@ TEST(FieldRuleTest, EachIsBrokenBySomeCaseAbove) {
       return rule.violation(config).has_value();
     })) << rule.statement;
   }
+}
+
+TEST(FieldRuleTest, RefusesShardingsThatTheTableOfRefusalsNames) {
+  EXPECT_THAT(refused_override({"parallelism.reduced_gradient=FP32"}),
+              AllOf(StartsWith("parallelism.reduced_gradient FP32 at parallelism.stage 0 or 1 is "
+                               "refused: "),
+                    HasSubstr("(a.textproto)"), HasSubstr("use stage 2 or 3")));
+  EXPECT_EQ(refused_override({"parallelism.reduced_gradient=FP32", "parallelism.stage=2"}),
+            "accepted");
 }
 
 TEST(FieldRuleTest, AllowsTheLimitItself) {

@@ -6,6 +6,7 @@
 #include "runtime/data/prepare.h"
 #include "runtime/data/token_dataset.h"
 #include "tests/runtime/data/data_folder.h"
+#include "tests/runtime/data/foreign_files.h"
 
 namespace flashshard::data {
 namespace {
@@ -13,55 +14,6 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 using testing::StartsWith;
-
-template <typename T>
-void append(std::string& bytes, T value) {
-  bytes.append(reinterpret_cast<const char*>(&value), sizeof(T));
-}
-
-template <typename Token>
-std::string token_bytes(const std::vector<Token>& tokens) {
-  return {reinterpret_cast<const char*>(tokens.data()), tokens.size() * sizeof(Token)};
-}
-
-// The header as llm.c's dev/data scripts write it: 256 int32 words.
-std::string llmc_header(int32_t magic, int32_t version, int32_t tokens) {
-  std::string bytes;
-  append(bytes, magic);
-  append(bytes, version);
-  append(bytes, tokens);
-  bytes.resize(1024);
-  return bytes;
-}
-
-std::string llmc_gpt2(const std::vector<uint16_t>& tokens) {
-  return llmc_header(20240520, 1, static_cast<int32_t>(tokens.size())) + token_bytes(tokens);
-}
-
-struct Index {
-  std::string magic = std::string("MMIDIDX\0\0", 9);
-  uint64_t version = 1;
-  uint8_t type = 8;
-  uint32_t token_bytes = 2;
-  std::vector<int32_t> sizes = {5, 2, 3};
-  std::vector<int64_t> documents = {0, 2, 3};
-
-  std::string bytes() const {
-    std::string out = magic;
-    append(out, version);
-    append(out, type);
-    append(out, uint64_t{sizes.size()});
-    append(out, uint64_t{documents.size()});
-    for (const int32_t size : sizes) append(out, size);
-    int64_t offset = 0;
-    for (const int32_t size : sizes) {
-      append(out, offset);
-      offset += int64_t{size} * token_bytes;
-    }
-    for (const int64_t first : documents) append(out, first);
-    return out;
-  }
-};
 
 std::vector<int32_t> all_tokens(const TokenDataset& dataset) {
   std::vector<int32_t> tokens(static_cast<size_t>(dataset.token_count()));

@@ -17,16 +17,16 @@ using testing::Each;
 using testing::StartsWith;
 
 Prefetcher::Options numbered(std::atomic<int64_t>* calls = nullptr) {
-  return {
-      .sequences = 2,
-      .sequence_length = 3,
-      .schedule = [](int64_t k) { return 10 * k; },
-      .fill =
-          [calls](int64_t first, int64_t, std::span<int32_t> inputs, std::span<int32_t> targets) {
-            std::fill(inputs.begin(), inputs.end(), static_cast<int32_t>(first));
-            std::fill(targets.begin(), targets.end(), static_cast<int32_t>(first + 1));
-            if (calls != nullptr) ++*calls;
-          }};
+  return {.sequences = 2,
+          .sequence_length = 3,
+          .schedule = [](int64_t k) { return 10 * k; },
+          .fill =
+              [calls](int64_t first, int64_t, const SequenceBuffers& buffers) {
+                std::ranges::fill(buffers.inputs, static_cast<int32_t>(first));
+                std::ranges::fill(buffers.targets, static_cast<int32_t>(first + 1));
+                std::ranges::fill(buffers.document_starts, static_cast<int32_t>(first + 2));
+                if (calls != nullptr) ++*calls;
+              }};
 }
 
 TEST(Prefetcher, DeliversMicroBatchesInOrderAndEachStaysUntilTheNextCall) {
@@ -38,6 +38,16 @@ TEST(Prefetcher, DeliversMicroBatchesInOrderAndEachStaysUntilTheNextCall) {
     if (k % 100 == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
     ASSERT_EQ(batch.inputs, std::vector<int32_t>(6, 10 * k));
     ASSERT_EQ(batch.targets, std::vector<int32_t>(6, 10 * k + 1));
+  }
+}
+
+TEST(Prefetcher, DeliversStartsOfDocumentsWhereTheyAreWanted) {
+  Prefetcher::Options options = numbered();
+  EXPECT_THAT(Prefetcher(options).next().document_starts, testing::IsEmpty());
+  options.document_starts = true;
+  Prefetcher prefetcher(options);
+  for (int32_t k = 0; k < 4; ++k) {
+    EXPECT_EQ(prefetcher.next().document_starts, std::vector<int32_t>(6, 10 * k + 2));
   }
 }
 
@@ -56,10 +66,10 @@ TEST(Prefetcher, ReadsAheadButOnlyAsFarAsItsBuffersReach) {
 
 TEST(Prefetcher, RethrowsAnErrorInItsPlaceAndAgain) {
   Prefetcher::Options options = numbered();
-  options.fill = [fill = options.fill](int64_t first, int64_t count, std::span<int32_t> inputs,
-                                       std::span<int32_t> targets) {
+  options.fill = [fill = options.fill](int64_t first, int64_t count,
+                                       const SequenceBuffers& buffers) {
     if (first == 30) throw Error(ExitCode::kBadData, "broken text", "file");
-    fill(first, count, inputs, targets);
+    fill(first, count, buffers);
   };
   Prefetcher prefetcher(options);
   for (int32_t k = 0; k < 3; ++k) EXPECT_THAT(prefetcher.next().inputs, Each(10 * k));
@@ -90,7 +100,7 @@ TEST(Prefetcher, StopsAtAnyMoment) {
 
 TEST(Prefetcher, StopsWhileAnErrorWaitsUnread) {
   Prefetcher::Options options = numbered();
-  options.fill = [](int64_t, int64_t, std::span<int32_t>, std::span<int32_t>) {
+  options.fill = [](int64_t, int64_t, const SequenceBuffers&) {
     throw std::runtime_error("never seen");
   };
   for (int round = 0; round < 50; ++round) Prefetcher prefetcher(options);

@@ -25,7 +25,7 @@ std::string shown(const std::filesystem::path& folder, Split split) {
   const auto dataset = TokenDataset::open(folder, split);
   const auto count = static_cast<size_t>(dataset.token_count());
   std::vector<int32_t> inputs(count - 1), targets(count - 1), first(1);
-  dataset.read_window(0, inputs, targets);
+  dataset.read_window(0, {inputs, targets});
   std::string text(1, static_cast<char>(inputs.front()));
   for (const int32_t token : targets) {
     text += token == -1 ? '_' : token == 0 ? '|' : static_cast<char>(token);
@@ -76,7 +76,7 @@ TEST_F(Documents, MaskReachesTrainingSequencesAndValidation) {
   const auto train = TokenDataset::open(folder_ / "out", Split::kTrain);
   const SequenceSampler sampler(train, {.seed = 1, .sequence_length = 20});
   std::vector<int32_t> inputs(40), targets(40);
-  sampler.fill(0, 2, inputs, targets);
+  sampler.fill(0, 2, {inputs, targets});
   for (size_t i = 0; i < targets.size(); ++i) {
     const bool last = i % 20 == 19;
     const bool counted = targets[i] != -1;
@@ -91,7 +91,7 @@ TEST_F(Documents, MaskReachesTrainingSequencesAndValidation) {
   EXPECT_EQ(validation.token_count(), 10 * 11);
   const ValidationWindows windows(validation, {.sequence_length = 20});
   std::vector<int32_t> all(20 * static_cast<size_t>(windows.size()));
-  EXPECT_EQ(windows.fill(0, windows.size(), all, all), 10 * 4);
+  EXPECT_EQ(windows.fill(0, windows.size(), {all, all}), 10 * 4);
 }
 
 TEST_F(Documents, AreHeldOutWholeAndByTheRuleOfBlocks) {

@@ -30,7 +30,7 @@ class Sampling : public testing::Test {
 std::vector<int32_t> inputs_of(const SequenceSampler& sampler, int64_t first, int64_t count) {
   std::vector<int32_t> inputs(static_cast<size_t>(count * kLength));
   std::vector<int32_t> targets(inputs.size());
-  sampler.fill(first, count, inputs, targets);
+  sampler.fill(first, count, {inputs, targets});
   return inputs;
 }
 
@@ -40,7 +40,7 @@ TEST_F(Sampling, TargetsAreTheTokensAfterTheInputsAlsoAcrossShards) {
   const int64_t count = 2 * sampler.order().sequences_per_epoch();
   std::vector<int32_t> inputs(static_cast<size_t>(count * kLength));
   std::vector<int32_t> targets(inputs.size());
-  sampler.fill(0, count, inputs, targets);
+  sampler.fill(0, count, {inputs, targets});
   for (int64_t row = 0; row < count; ++row) {
     // The text counts upward, so a token's value is its position.
     for (int64_t t = 0; t < kLength; ++t) {
@@ -68,8 +68,9 @@ std::vector<int32_t> run(const SequenceSampler& sampler, int world_size, int64_t
         {.sequences = kMicroBatch,
          .sequence_length = kLength,
          .schedule = schedule,
-         .fill = [&](int64_t first, int64_t count, std::span<int32_t> inputs,
-                     std::span<int32_t> targets) { sampler.fill(first, count, inputs, targets); }});
+         .fill = [&](int64_t first, int64_t count, const SequenceBuffers& buffers) {
+           sampler.fill(first, count, buffers);
+         }});
     for (int64_t k = 0; k < steps * schedule.micro_batches_per_step(); ++k) {
       const MicroBatch& batch = prefetcher.next();
       const auto at = (batch.first_sequence - first_sequence) * kLength;
@@ -120,8 +121,8 @@ TEST_F(Sampling, RefusesBuffersOfAnotherSize) {
   const SequenceSampler sampler(dataset, {.seed = 1, .sequence_length = kLength});
   std::vector<int32_t> inputs(2 * kLength);
   std::vector<int32_t> targets(inputs.size() - 1);
-  EXPECT_THAT(error_of([&] { sampler.fill(0, 2, inputs, targets); }), StartsWith("1: "));
-  EXPECT_THAT(error_of([&] { sampler.fill(-1, 2, inputs, inputs); }), StartsWith("1: "));
+  EXPECT_THAT(error_of([&] { sampler.fill(0, 2, {inputs, targets}); }), StartsWith("1: "));
+  EXPECT_THAT(error_of([&] { sampler.fill(-1, 2, {inputs, inputs}); }), StartsWith("1: "));
 }
 
 }  // namespace

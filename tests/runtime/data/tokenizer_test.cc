@@ -233,9 +233,9 @@ TEST(HuggingFaceProgram, ThatIsMissingIsAnErrorOfUse) {
   const char* before = std::getenv("FLASHSHARD_LIBEXEC");
   const std::string kept = before == nullptr ? "" : before;
   ::setenv("FLASHSHARD_LIBEXEC", folder.path().c_str(), 1);
-  EXPECT_THAT(error_of([&] { make_tokenizer("hf:" + folder.path().string()); }),
-              AllOf(StartsWith("2: cannot find the tokenizer program"),
-                    HasSubstr("FLASHSHARD_LIBEXEC")));
+  EXPECT_THAT(
+      error_of([&] { make_tokenizer("hf:" + folder.path().string()); }),
+      AllOf(StartsWith("2: cannot find the tokenizer program"), HasSubstr("FLASHSHARD_LIBEXEC")));
   before == nullptr ? ::unsetenv("FLASHSHARD_LIBEXEC")
                     : ::setenv("FLASHSHARD_LIBEXEC", kept.c_str(), 1);
 }

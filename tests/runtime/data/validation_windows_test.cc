@@ -20,7 +20,7 @@ struct Windows {
 Windows read_all(const ValidationWindows& windows, int64_t rows) {
   const auto tokens = static_cast<size_t>(rows * windows.sequence_length());
   Windows read{std::vector<int32_t>(tokens, 77), std::vector<int32_t>(tokens, 77)};
-  read.counted = windows.fill(0, rows, read.inputs, read.targets);
+  read.counted = windows.fill(0, rows, {read.inputs, read.targets});
   return read;
 }
 
@@ -112,7 +112,7 @@ TEST(ValidationWindows, RefusesBuffersOfAnotherSize) {
   const auto dataset = TokenDataset::open(folder.path(), Split::kValidation);
   const ValidationWindows windows(dataset, {.sequence_length = 8});
   std::vector<int32_t> inputs(9);
-  EXPECT_THAT(error_of([&] { windows.fill(0, 1, inputs, inputs); }), StartsWith("1: "));
+  EXPECT_THAT(error_of([&] { windows.fill(0, 1, {inputs, inputs}); }), StartsWith("1: "));
 }
 
 }  // namespace

@@ -98,6 +98,9 @@ TEST(TensorboardScalars, AreThoseOfTheStep) {
                           "peak_bytes"));
   EXPECT_EQ(tensorboard_scalars(metrics)[0].value, 2.5);
   EXPECT_EQ(tensorboard_scalars(metrics)[3].value, 100.0);
+  metrics.health = {{"lost_updates", 7}};
+  EXPECT_EQ(tensorboard_scalars(metrics).back().tag, "health/lost_updates");
+  EXPECT_EQ(tensorboard_scalars(metrics).back().value, 7.0);
   metrics.validation_loss = 2.25;
   EXPECT_EQ(tensorboard_scalars(metrics).back().tag, "validation_loss");
   EXPECT_EQ(tensorboard_scalars(metrics).back().value, 2.25);

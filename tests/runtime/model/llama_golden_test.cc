@@ -3,58 +3,12 @@
 // own; a Qwen2.5 with biases of q, k and v and tied embeddings.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <string>
 
-#include "golden_options.h"
-#include "llama_session.h"
+#include "golden_model.h"
 
 namespace flashshard {
 namespace {
-
-struct Golden {
-  nlohmann::json facts;
-  std::vector<std::vector<float>> gradients;
-  std::vector<float> logits;  // of the first sequence: (length, V)
-};
-
-Golden read_golden(const std::string& name) {
-  const std::string stem = std::string(FLASHSHARD_TEST_DATA) + "/runtime/model/golden/" + name;
-  Golden golden;
-  std::ifstream(stem + ".json") >> golden.facts;
-  std::ifstream values(stem + ".bin", std::ios::binary);
-  const auto next = [&](size_t count) {
-    std::vector<float> read(count);
-    values.read(reinterpret_cast<char*>(read.data()),
-                static_cast<std::streamsize>(count * sizeof(float)));
-    return read;
-  };
-  for (const size_t count : golden.facts["gradient_elements"].get<std::vector<size_t>>()) {
-    golden.gradients.push_back(next(count));
-  }
-  golden.logits = next(golden.facts["sequence_length"].get<size_t>() *
-                       golden.facts["options"]["vocab_size"].get<size_t>());
-  EXPECT_TRUE(values.good()) << stem;
-  return golden;
-}
-
-double relative_error(std::span<const float> got, std::span<const float> expected) {
-  EXPECT_EQ(got.size(), expected.size());
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    difference += std::pow(double{got[i]} - double{expected[i]}, 2);
-    norm += std::pow(double{expected[i]}, 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
-TokenBatch batch_of(const Golden& golden) {
-  return {golden.facts["inputs"].get<std::vector<int32_t>>(),
-          golden.facts["targets"].get<std::vector<int32_t>>(),
-          golden.facts["sequences"].get<int64_t>(), golden.facts["sequence_length"].get<int64_t>()};
-}
 
 class LlamaGolden : public ::testing::TestWithParam<std::string> {
  protected:

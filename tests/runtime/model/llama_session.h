@@ -82,8 +82,11 @@ inline LlamaOptions tiny_options(bool tied, DType dtype) {
 struct TokenBatch {
   std::vector<int32_t> inputs, targets;
   int64_t sequences = 0, sequence_length = 0;
+  std::vector<int32_t> document_starts = {};
 
-  MicroBatchView view() const { return {inputs, targets, sequences, sequence_length}; }
+  MicroBatchView view() const {
+    return {inputs, targets, sequences, sequence_length, document_starts};
+  }
 };
 
 /// Pseudo-random tokens; `key` makes different ones.

@@ -1,0 +1,57 @@
+// How training state is divided among ranks, when gradients meet and when weights change
+// (docs/sharding.md). What can be combined with what stands in legality.h.
+#pragma once
+
+#include <cstdint>
+
+namespace flashshard {
+
+enum class ReduceTime : uint8_t {
+  kLast,  // micro-batches of a step are summed locally and reduced once
+  kEach,  // every micro-batch is reduced, into an fp32 accumulator of each owner's rows
+};
+
+enum class ClipMode : uint8_t {
+  kGlobal,    // by the norm of this step's whole gradient
+  kPrevious,  // by the norm of the gradient that was applied before this one
+  kBucket,    // each bucket by its own norm
+};
+
+/// Where the update finds the reduced gradient.
+enum class ReducedPlace : uint8_t {
+  kLocal,   // in the place of the rank's own gradient
+  kMemory,  // in memory of its own: this rank's rows, at stage 0 all
+  kBucket,  // in memory for one bucket, which is updated at once
+};
+
+struct Sharding {
+  int stage = 1;  // ZeRO: 0 divides nothing, 1 the states, 2 gradients too, 3 weights too
+  ReduceTime reduce = ReduceTime::kLast;
+  bool fp32_reduced_gradient = false;  // the reduced sum is kept; otherwise rounded once to bf16
+  /// Several micro-batches of a rank are summed locally, in fp32, before the one reduction.
+  bool local_sums = false;
+  /// A bucket is updated inside backward as soon as it is reduced.
+  bool release = false;
+  bool clips = true;  // by `clip`
+  ClipMode clip = ClipMode::kGlobal;
+  bool skips_buckets = false;  // a non-finite gradient skips its bucket, otherwise the step
+  bool two_level = false;      // ranks are summed in groups first
+  bool reproducible = false;   // the bits do not depend on the number of ranks
+
+  bool divides_states() const { return stage >= 1; }
+  bool divides_gradients() const { return stage >= 2; }
+  bool divides_weights() const { return stage >= 3; }
+  bool has_accumulator() const { return reduce == ReduceTime::kEach; }
+  /// The model's gradients are whole and stay until the update; otherwise they live until their
+  /// layer is reduced.
+  bool keeps_local_gradients() const { return !divides_gradients() && !release; }
+  /// New weights, at stage 0 reduced gradients, are gathered while others are reduced.
+  bool gathers_in_backward() const { return release && !divides_weights(); }
+  ReducedPlace reduced_place(int world_size) const {
+    if (has_accumulator()) return ReducedPlace::kMemory;
+    if (release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
+    return divides_gradients() ? ReducedPlace::kMemory : ReducedPlace::kLocal;
+  }
+};
+
+}  // namespace flashshard

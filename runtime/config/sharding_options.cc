@@ -1,0 +1,48 @@
+#include "runtime/config/sharding_options.h"
+
+#include <fmt/format.h>
+
+#include "optim/legality.h"
+
+namespace flashshard {
+namespace {
+
+ClipMode clip_mode(const proto::OptimizerSection& optimizer) {
+  switch (optimizer.clip_mode()) {
+    case proto::ClipMode::PREVIOUS:
+      return ClipMode::kPrevious;
+    case proto::ClipMode::BUCKET:
+      return ClipMode::kBucket;
+    case proto::ClipMode::GLOBAL:
+      break;
+  }
+  return ClipMode::kGlobal;
+}
+
+}  // namespace
+
+Sharding sharding_of(const proto::RunConfig& config) {
+  const proto::ParallelismSection& p = config.parallelism();
+  Sharding sharding;
+  sharding.stage = p.stage();
+  sharding.reduce = p.reduce() == proto::ReduceTime::EACH ? ReduceTime::kEach : ReduceTime::kLast;
+  sharding.fp32_reduced_gradient = p.reduced_gradient() == proto::ReducedGradientType::FP32;
+  sharding.release = p.release();
+  sharding.clips = config.optimizer().clip_norm() > 0;
+  sharding.clip = clip_mode(config.optimizer());
+  sharding.skips_buckets = config.optimizer().skip_scope() == proto::SkipScope::BUCKET;
+  sharding.two_level = p.order() == proto::ReductionOrder::TWO_LEVEL;
+  sharding.reproducible = p.reproducible();
+  return sharding;
+}
+
+Sharding sharding_of(const proto::RunConfig& config, int world_size) {
+  Sharding sharding = sharding_of(config);
+  const int64_t micro_batches = config.train().global_batch() / config.train().micro_batch();
+  sharding.local_sums = !sharding.has_accumulator() && micro_batches > world_size;
+  require_legal(sharding,
+                fmt::format("{} micro-batches a step on {} ranks", micro_batches, world_size));
+  return sharding;
+}
+
+}  // namespace flashshard

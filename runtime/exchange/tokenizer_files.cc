@@ -1,0 +1,118 @@
+#include "runtime/exchange/tokenizer_files.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <nlohmann/json.hpp>
+
+#include "kernels/error.h"
+#include "runtime/data/file.h"
+
+namespace flashshard::exchange {
+namespace {
+
+constexpr int kBytes = 256;
+
+bool is_printable(int byte) {
+  return (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+}
+
+std::string_view text_of(const data::MappedFile& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+void copy_file(const std::filesystem::path& from, const OutputFolder& output) {
+  output.write_file(from.filename().string(), std::string(text_of(data::MappedFile(from))));
+}
+
+}  // namespace
+
+std::string byte_level_character(uint8_t byte) {
+  int code = byte;
+  if (!is_printable(byte)) {
+    code = kBytes;
+    for (int before = 0; before < byte; ++before) code += is_printable(before) ? 0 : 1;
+  }
+  if (code < 0x80) return {static_cast<char>(code)};
+  return {static_cast<char>(0xc0 | code >> 6), static_cast<char>(0x80 | (code & 0x3f))};
+}
+
+std::string byte_tokenizer_json() {
+  nlohmann::ordered_json vocabulary;
+  for (int byte = 0; byte < kBytes; ++byte) {
+    vocabulary[byte_level_character(static_cast<uint8_t>(byte))] = byte;
+  }
+  const nlohmann::ordered_json byte_level = {{"type", "ByteLevel"},
+                                             {"add_prefix_space", false},
+                                             {"trim_offsets", true},
+                                             {"use_regex", false}};
+  nlohmann::ordered_json json = {
+      {"version", "1.0"},          {"truncation", nullptr},
+      {"padding", nullptr},        {"added_tokens", nlohmann::ordered_json::array()},
+      {"normalizer", nullptr},     {"pre_tokenizer", byte_level},
+      {"post_processor", nullptr}, {"decoder", byte_level}};
+  json["model"] = {{"type", "BPE"},
+                   {"dropout", nullptr},
+                   {"unk_token", nullptr},
+                   {"continuing_subword_prefix", nullptr},
+                   {"end_of_word_suffix", nullptr},
+                   {"fuse_unk", false},
+                   {"byte_fallback", false},
+                   {"vocab", vocabulary},
+                   {"merges", nlohmann::ordered_json::array()}};
+  return json.dump(1) + "\n";
+}
+
+void write_tokenizer_files(const data::TokenizerIdentity& identity,
+                           const std::filesystem::path& from, const OutputFolder& output) {
+  const auto settings = [&](const char* tokenizer_class) {
+    const nlohmann::ordered_json json = {{"tokenizer_class", tokenizer_class},
+                                         {"clean_up_tokenization_spaces", false},
+                                         {"add_bos_token", false},
+                                         {"add_eos_token", false}};
+    output.write_file(data::kHuggingFaceSettingsFile, json.dump(2) + "\n");
+  };
+  if (identity.kind == "byte") {
+    output.write_file(data::kHuggingFaceFile, byte_tokenizer_json());
+    settings("PreTrainedTokenizerFast");
+  } else if (identity.kind == "sentencepiece") {
+    require_tokenizer_file(identity, from / data::kSentencePieceFile);
+    copy_file(from / data::kSentencePieceFile, output);
+    settings("LlamaTokenizer");
+  } else if (identity.kind == "hf") {
+    require_tokenizer_file(identity, from / data::kHuggingFaceFile);
+    copy_file(from / data::kHuggingFaceFile, output);
+    if (std::filesystem::exists(from / data::kHuggingFaceSettingsFile)) {
+      copy_file(from / data::kHuggingFaceSettingsFile, output);
+    } else {
+      settings("PreTrainedTokenizerFast");
+    }
+  } else {
+    throw Error(ExitCode::kBadData,
+                fmt::format("{} shards do not say how their tokens were made", identity.kind), "",
+                "leave the tokenizer out with --no-tokenizer");
+  }
+}
+
+void require_tokenizer_file(const data::TokenizerIdentity& identity,
+                            const std::filesystem::path& path) {
+  const data::MappedFile file(path);
+  if (XXH3_64bits(file.bytes().data(), file.bytes().size()) == identity.hash) return;
+  throw Error(ExitCode::kBadData, "this is another tokenizer than the checkpoint's", path.string(),
+              "put the right file back, or leave it out with --no-tokenizer");
+}
+
+std::optional<data::TokenizerIdentity> identify_tokenizer(const std::filesystem::path& folder) {
+  const auto json = folder / data::kHuggingFaceFile;
+  if (std::filesystem::exists(json)) {
+    if (text_of(data::MappedFile(json)) == byte_tokenizer_json()) {
+      return data::make_tokenizer("byte")->identity();
+    }
+    return data::make_tokenizer("hf:" + folder.string())->identity();
+  }
+  const auto model = folder / data::kSentencePieceFile;
+  if (!std::filesystem::exists(model)) return std::nullopt;
+  return data::make_tokenizer("sentencepiece:" + model.string())->identity();
+}
+
+}  // namespace flashshard::exchange

@@ -1,0 +1,35 @@
+// A tokenizer as files of a Hugging Face folder, and back.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "runtime/data/tokenizer.h"
+#include "runtime/exchange/output_folder.h"
+
+namespace flashshard::exchange {
+
+/// tokenizer.json of the tokenizer whose tokens are bytes: byte-level BPE of 256 tokens without a
+/// merge, token b for byte b.
+std::string byte_tokenizer_json();
+
+/// The character by which byte-level vocabularies write a byte (GPT-2's table: printable bytes as
+/// they are, the others from U+0100 on), in UTF-8.
+std::string byte_level_character(uint8_t byte);
+
+/// Copies (bytes: writes) the files of `identity`, which lie in `from`, so that transformers opens
+/// them. Throws Error(kBadData): they are missing, or another tokenizer's.
+void write_tokenizer_files(const data::TokenizerIdentity& identity,
+                           const std::filesystem::path& from, const OutputFolder& output);
+
+/// Throws Error(kBadData) unless `path` is the model file that `identity` was made of.
+void require_tokenizer_file(const data::TokenizerIdentity& identity,
+                            const std::filesystem::path& path);
+
+/// The tokenizer of a Hugging Face folder: bytes where tokenizer.json is byte_tokenizer_json(),
+/// else that of tokenizer.json, else of tokenizer.model; nothing where it has none. Throws
+/// Error(kUsage): python3's package `tokenizers` is missing. Error(kBadData): damaged files.
+std::optional<data::TokenizerIdentity> identify_tokenizer(const std::filesystem::path& folder);
+
+}  // namespace flashshard::exchange

@@ -1,0 +1,222 @@
+#include "runtime/numerics_check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "runtime/agreement.h"
+
+namespace flashshard {
+namespace {
+
+/// Groups that a verdict over the counters needs: 8192 elements.
+constexpr int64_t kWindowGroups = 256;
+constexpr double kMostSaturated = 0.01;   // of groups
+constexpr double kMostEdgeScales = 0.01;  // of scales, two a group
+constexpr double kMostVanished = 0.01;    // of elements: variance codes of 0
+constexpr double kMostLostUpdates = 0.5;  // of updates, rounded to nearest
+constexpr int64_t kCopiedElements = int64_t{1} << 20;
+
+/// Mantissa bits of the master that arithmetic can tell apart.
+int mantissa_bits(WeightFormat format, Rounding rounding) {
+  constexpr int kFP32 = 23, kBF16 = 7;
+  switch (format) {
+    case WeightFormat::kSplit24:
+      return rounding == Rounding::kStochastic ? kFP32 : 15;
+    case WeightFormat::kBF16:
+      return rounding == Rounding::kStochastic ? kFP32 : kBF16;
+    case WeightFormat::kCorrected24:
+      return 14;  // 254 codes to a step of bf16
+    case WeightFormat::kCorrected32:
+      return 22;
+    case WeightFormat::kFP16:
+      return 10;
+    case WeightFormat::kFP16Corrected24:
+      return 17;
+    default:
+      return kFP32;
+  }
+}
+
+Rounding rounding_of(const proto::RunConfig& config) {
+  return config.optimizer().rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest
+                                                                       : Rounding::kStochastic;
+}
+
+bool has_variance_codes(const proto::OptimizerSection& optimizer) {
+  return optimizer.state() == proto::OptimizerState::COMPANDED &&
+         (optimizer.rule() == proto::UpdateRuleKind::ADAMW ||
+          optimizer.rule() == proto::UpdateRuleKind::ADAM);
+}
+
+/// Whether a step of the rule is about a learning rate long.
+bool steps_by_learning_rate(const proto::OptimizerSection& optimizer) {
+  return optimizer.rule() != proto::UpdateRuleKind::SGD &&
+         optimizer.rule() != proto::UpdateRuleKind::SGDW;
+}
+
+/// Bits of the largest magnitude among a run of elements.
+uint32_t largest_magnitude(Backend& backend, const Tensor& values) {
+  std::vector<std::byte> host;
+  uint32_t largest = 0;
+  for (int64_t first = 0; first < values.elements(); first += kCopiedElements) {
+    const int64_t count = std::min(kCopiedElements, values.elements() - first);
+    const size_t width = size_of(values.dtype);
+    host.resize(static_cast<size_t>(count) * width);
+    backend.copy(host.data(), values.as<std::byte>() + static_cast<size_t>(first) * width,
+                 host.size());
+    backend.synchronize();
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t bits = 0;
+      // Little-endian: bf16 is the upper half of an fp32 number.
+      std::memcpy(reinterpret_cast<std::byte*>(&bits) + (sizeof(bits) - width),
+                  host.data() + static_cast<size_t>(i) * width, width);
+      largest = std::max(largest, bits & 0x7fffffffU);
+    }
+  }
+  return largest;
+}
+
+double share(int64_t part, int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+}  // namespace
+
+std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config) {
+  const proto::OptimizerSection& optimizer = config.optimizer();
+  if (config.model().dtype() == proto::WeightType::FP32) return {};
+  const bool nearest = rounding_of(config) == Rounding::kNearest;
+  const bool v1 = optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1;
+  // A root falls by (1 - beta2) / 2 of itself a step: below half a code even at the largest, 255.
+  if (has_variance_codes(optimizer) && nearest && !v1 && 255 * (1 - optimizer.beta2()) < 1) {
+    return NumericsFinding{
+        "beta2",
+        fmt::format("optimizer.beta2 {} with optimizer.rounding NEAREST: 8-bit variances can rise "
+                    "but never fall, so steps shrink. Hint: set optimizer.rounding STOCHASTIC, or "
+                    "beta2 to 0.996 or less",
+                    optimizer.beta2())};
+  }
+  if (nearest && optimizer.master_weight_bits() == 0) {
+    return NumericsFinding{
+        "master_weight_bits",
+        "optimizer.master_weight_bits 0 with optimizer.rounding NEAREST: a weight moves only by "
+        "steps above 1/512 of itself. Hint: set optimizer.rounding STOCHASTIC, or 24 bits"};
+  }
+  return {};
+}
+
+double shortest_step(WeightFormat format, Rounding rounding, float magnitude) {
+  const int exponent = magnitude == 0 ? -126 : std::max(std::ilogb(magnitude), -126);
+  return std::ldexp(0.5, exponent - mantissa_bits(format, rounding));
+}
+
+std::optional<NumericsFinding> unmovable_weights(Communicator& communicator, Backend& backend,
+                                                 const ShardedState& state,
+                                                 const proto::RunConfig& config) {
+  if (!steps_by_learning_rate(config.optimizer())) return {};
+  const ShardLayout& layout = state.layout();
+  std::vector<int64_t> largest(static_cast<size_t>(layout.tensors()), 0);
+  for (const ShardTensorView& view : state.shard_views()) {
+    if (view.state != "weight") continue;
+    const auto elements = static_cast<int64_t>(view.bytes.size() / size_of(view.dtype));
+    largest[static_cast<size_t>(view.tensor)] =
+        largest_magnitude(backend, Tensor(view.bytes.data(), view.dtype, {elements}));
+  }
+  communicator.all_reduce(largest, ReduceOp::kMax).wait("waiting for the largest weights");
+
+  const double rate = config.optimizer().learning_rate();
+  struct {
+    int tensor = -1;
+    float weight = 0;
+    double least = 0;
+  } worst;
+  int tensors = 0;
+  for (int t = 0; t < layout.tensors(); ++t) {
+    const auto weight =
+        std::bit_cast<float>(static_cast<uint32_t>(largest[static_cast<size_t>(t)]));
+    const double least = shortest_step(state.weight_format(t), rounding_of(config), weight);
+    if (rate >= least) continue;
+    ++tensors;
+    if (least > worst.least) worst = {t, weight, least};
+  }
+  if (tensors == 0) return {};
+  return NumericsFinding{
+      "learning_rate",
+      fmt::format("a step of optimizer.learning_rate {} cannot move the largest weights of {} "
+                  "tensor(s); {} has weights up to {:.3g}, which move by {:.3g} or more. Hint: "
+                  "raise the learning rate or optimizer.master_weight_bits, or set "
+                  "optimizer.rounding STOCHASTIC",
+                  rate, tensors, layout.parameter(worst.tensor).name, worst.weight, worst.least)};
+}
+
+std::optional<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
+                                                  const proto::RunConfig& config) {
+  const int64_t elements = health.sampled_groups * kGroup;
+  const double vanished = share(health.variance_codes_at_0, elements);
+  if (vanished > kMostVanished) {
+    return NumericsFinding{
+        "variance_codes_at_0",
+        fmt::format("health.variance_codes_at_0: {:.1f} % of the sampled variances vanished beside "
+                    "a gradient or momentum, so steps may be thousands of learning rates long. "
+                    "Hint: set optimizer.state_format V2 or optimizer.state FP32",
+                    100 * vanished)};
+  }
+  const double edge = share(health.edge_scales, 2 * health.sampled_groups);
+  if (edge > kMostEdgeScales) {
+    return NumericsFinding{
+        "edge_scales",
+        fmt::format("health.edge_scales: {:.1f} % of the sampled scales are the format's smallest, "
+                    "where moments lose bits or vanish. Hint: set optimizer.state_format V2 or "
+                    "optimizer.state FP32, or look for gradients that are nearly 0",
+                    100 * edge)};
+  }
+  const double saturated = share(health.saturated_groups, health.sampled_groups);
+  if (saturated > kMostSaturated) {
+    return NumericsFinding{
+        "saturated_groups",
+        fmt::format("health.saturated_groups: {:.1f} % of the sampled groups have moments at the "
+                    "format's largest scale. Hint: set optimizer.clip_norm, lower "
+                    "optimizer.learning_rate, or set optimizer.state_format V2",
+                    100 * saturated)};
+  }
+  const double lost = share(health.lost_updates, health.sampled_updates);
+  if (rounding_of(config) == Rounding::kNearest && lost > kMostLostUpdates) {
+    return NumericsFinding{
+        "lost_updates",
+        fmt::format("health.lost_updates: {:.1f} % of the sampled updates round to nothing, every "
+                    "time. Hint: set optimizer.rounding STOCHASTIC or optimizer.master_weight_bits "
+                    "32, or raise optimizer.learning_rate",
+                    100 * lost)};
+  }
+  return {};
+}
+
+void NumericsCheck::before_first_step(Communicator& communicator, Backend& backend,
+                                      const ShardedState& state) {
+  if (config_.numerics().check() == proto::NumericsReaction::OFF) return;
+  report(harmful_setting(config_));
+  report(unmovable_weights(communicator, backend, state, config_));
+}
+
+void NumericsCheck::after_update(const UpdateHealth& health) {
+  if (config_.numerics().check() == proto::NumericsReaction::OFF) return;
+  for (const auto& [name, counter] : kHealthCounters) window_.*counter += health.*counter;
+  if (window_.sampled_groups < kWindowGroups) return;
+  report(unhealthy_counters(window_, config_));
+  window_ = {};
+}
+
+void NumericsCheck::report(const std::optional<NumericsFinding>& finding) {
+  if (!finding || !reported_.insert(finding->kind).second) return;
+  if (config_.numerics().check() == proto::NumericsReaction::REFUSE) {
+    throw AgreedError(ExitCode::kNumerics, finding->text);
+  }
+  warn_(finding->text);
+}
+
+}  // namespace flashshard

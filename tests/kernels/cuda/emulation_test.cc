@@ -1,0 +1,162 @@
+// What only the CPU can show of the CUDA kernels: how calls become launches, that a kernel of one
+// combination is the general one, and that quotients and roots refined from approximations are
+// correctly rounded whichever way the approximation errs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "tests/kernels/cuda/emulated_lanes.h"
+#include "tests/kernels/numerics/update_state.h"
+
+namespace flashshard::cuda {
+namespace {
+
+#define FLASHSHARD_FORMULA inline
+#include "kernels/cuda/refined_quotients.inc"
+#undef FLASHSHARD_FORMULA
+
+constexpr auto kFma = [](float a, float b, float c) { return std::fma(a, b, c); };
+
+/// The correctly rounded value moved by so many units in the last place.
+float approximate(double exact, int error) {
+  float value = static_cast<float>(exact);
+  for (; error > 0; --error) value = std::nextafter(value, std::numeric_limits<float>::infinity());
+  for (; error < 0; ++error) value = std::nextafter(value, 0.0f);
+  return value;
+}
+
+TEST(RefinedQuotient, IsCorrectlyRoundedForEveryCode) {
+  for (int error : {-1, 0, 1}) {
+    for (int code = -128; code <= 127; ++code) {
+      const float q = static_cast<float>(code), divisors[] = {254.0f - std::fabs(q), 127, 255, 2};
+      for (float divisor : divisors) {
+        ASSERT_EQ(refined_quotient(q, divisor, approximate(1.0 / divisor, error), kFma),
+                  q / divisor);
+      }
+    }
+    for (int code = -32768; code <= 32767; ++code) {
+      const float q = static_cast<float>(code);
+      ASSERT_EQ(refined_quotient(q, 32767.0f, approximate(1 / 32767.0, error), kFma), q / 32767.0f);
+    }
+  }
+}
+
+TEST(RefinedQuotient, IsCorrectlyRoundedOverTheDomain) {
+  std::mt19937_64 random(1);
+  const auto number = [&](int least, int most) {
+    const auto mantissa = static_cast<float>(random() >> 40) * 0x1p-24f + 1.0f;
+    const auto span = static_cast<uint64_t>(most - least);
+    return std::ldexp(mantissa, least + static_cast<int>(random() % span));
+  };
+  for (int i = 0; i < 300000; ++i) {
+    const float b = number(-64, 64), a = std::min(number(-102, 64), 0x1p60f * b);
+    for (int error : {-1, 0, 1}) {
+      ASSERT_EQ(refined_quotient(a, b, approximate(1.0 / b, error), kFma), a / b) << a << " " << b;
+    }
+  }
+}
+
+TEST(RefinedQuotient, OfANumberBelowTheDomainStaysNearZero) {
+  for (float a : {0x1p-103f, 0x1p-126f, 0x1p-149f, -0x1.8p-140f}) {
+    for (float b : {0x1p-60f, 0x1.8p-60f}) {
+      EXPECT_LT(std::fabs(refined_quotient(a, b, 1.0f / b, kFma)), 0x1p-40f);
+    }
+  }
+  EXPECT_EQ(refined_quotient(0.0f, 0x1p-60f, 0x1p60f, kFma), 0.0f);
+}
+
+TEST(RefinedRoot, IsCorrectlyRoundedFromZeroToTheLargestNumber) {
+  std::mt19937_64 random(2);
+  const auto check = [](float x) {
+    for (int error : {-1, 0, 1}) {
+      const auto reciprocal_root = [&](float v) {
+        return v == 0 ? 0x1p100f : approximate(1.0 / std::sqrt(double{v}), error);
+      };
+      ASSERT_EQ(refined_root(x, kFma, reciprocal_root), std::sqrt(x)) << x << " error " << error;
+    }
+  };
+  for (uint32_t bits = 0; bits < 0x7f800000u; bits += 4001) check(std::bit_cast<float>(bits));
+  for (uint32_t bits = 0; bits < 3000; ++bits) check(std::bit_cast<float>(bits));
+  for (uint32_t bits = 0x3f800000u; bits < 0x40800000u; bits += 61)
+    check(std::bit_cast<float>(bits));
+}
+
+TEST(RefinedRoot, OfWhatHasNoneIsNotANumber) {
+  const auto reciprocal_root = [](float v) { return 1.0f / std::sqrt(v); };
+  for (float x :
+       {-1.0f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_TRUE(std::isnan(refined_root(x, kFma, reciprocal_root))) << x;
+  }
+}
+
+// ---- launches ----
+
+UpdateFactors adamw() {
+  return make_update_factors(Rule::kAdamW, {}, 1e-3, 1, Rounding::kStochastic, 1);
+}
+
+TEST(UpdateLaunches, OneServesAllAlignedTensorsOfOneFormat) {
+  std::vector<UpdateState> states;
+  std::vector<UpdateTensor> tensors;
+  for (int i = 1; i <= kMostRuns; ++i) states.emplace_back(rule_cases()[0], UpdateFormat{}, 32 * i);
+  for (UpdateState& state : states) tensors.push_back(state.tensor());
+  const auto launches = plan_updates(tensors, adamw());
+  ASSERT_EQ(launches.size(), 1u);
+  EXPECT_TRUE(launches[0].wide);
+  EXPECT_EQ(launches[0].table.runs, kMostRuns);
+  EXPECT_EQ(launches[0].table.run[kMostRuns - 1].end_tile, launches[0].table.tiles);
+  tensors.push_back(tensors[0]);
+  EXPECT_EQ(plan_updates(tensors, adamw()).size(), 2u) << "a table is full";
+}
+
+TEST(UpdateLaunches, ShortGroupsAndOddAddressesGoToTheNarrowKernel) {
+  UpdateState ending_short(rule_cases()[0], {}, 70), odd(rule_cases()[0], {}, 64, 0, 1);
+  const UpdateTensor tensors[] = {ending_short.tensor(), odd.tensor()};
+  const auto launches = plan_updates(tensors, adamw());
+  ASSERT_EQ(launches.size(), 2u);
+  EXPECT_TRUE(launches[0].wide);
+  EXPECT_EQ(launches[0].table.run[0].count, 64u);
+  EXPECT_FALSE(launches[1].wide);
+  ASSERT_EQ(launches[1].table.runs, 2);
+  EXPECT_EQ(launches[1].table.run[0].count, 6u);
+  EXPECT_EQ(launches[1].table.run[1].count, 64u);
+}
+
+TEST(UpdateLaunches, FormatsAreNotMixedAndRareCombinationsAreNarrow) {
+  UpdateState split(rule_cases()[0], {}, 64);
+  UpdateState exact(rule_cases()[0], {WeightFormat::kSplit32, StateFormat::kFP32}, 64);
+  UpdateState rare(rule_cases()[0], {WeightFormat::kCorrected24, StateFormat::kCompanded}, 64);
+  const UpdateTensor tensors[] = {split.tensor(), exact.tensor(), rare.tensor(), split.tensor()};
+  const auto launches = plan_updates(tensors, adamw());
+  ASSERT_EQ(launches.size(), 3u);
+  EXPECT_EQ(launches[0].table.runs, 2);
+  EXPECT_TRUE(launches[1].wide);
+  EXPECT_FALSE(launches[2].wide);
+}
+
+TEST(UpdateLaunches, ALongTensorIsCutIntoRuns) {
+  UpdateTensor tensor;
+  tensor.count = 3 * kRunSpan + 96;
+  tensor.first_element = 64;
+  const auto launches = plan_updates({&tensor, 1}, adamw());
+  ASSERT_EQ(launches.size(), 1u);
+  ASSERT_EQ(launches[0].table.runs, 4);
+  EXPECT_EQ(launches[0].table.run[0].count, kRunSpan - 64);
+  EXPECT_EQ(launches[0].table.run[3].count, 160u);
+}
+
+TEST(UpdateLaunches, AKernelOfOneCombinationComputesWhatTheGeneralOneDoes) {
+  using Fixed =
+      emulation::FixedChoice<Family::kAdam, StateFormat::kCompanded, WeightFormat::kSplit24>;
+  UpdateState state(rule_cases()[0], {}, 640);
+  state.fill(3, 30);
+  UpdateState general = state;
+  const UpdateTensor tensor = state.tensor(), general_tensor = general.tensor();
+  emulation::run_update<kWide, Fixed>(plan_updates({&tensor, 1}, adamw())[0].table);
+  emulation::update({&general_tensor, 1}, adamw());
+  EXPECT_TRUE(state == general);
+}
+
+}  // namespace
+}  // namespace flashshard::cuda

@@ -1,0 +1,151 @@
+// numerics.check: what it finds in settings, weights and counters, and what follows.
+#include "runtime/numerics_check.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <iterator>
+#include <numeric>
+
+#include "tests/runtime/runs.h"
+
+namespace flashshard {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class NumericsChecks : public test::Runs {
+ protected:
+  std::string log(const std::string& run) const {
+    std::ifstream file(folder_ / run / "logs" / "rank-00000.log");
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  std::optional<NumericsFinding> setting(std::vector<std::string> overrides) const {
+    return harmful_setting(config("run", std::move(overrides)));
+  }
+  std::optional<NumericsFinding> counters(const UpdateHealth& health,
+                                          std::vector<std::string> overrides = {}) const {
+    return unhealthy_counters(health, config("run", std::move(overrides)));
+  }
+};
+
+TEST_F(NumericsChecks, KnowSettingsThatHarm) {
+  EXPECT_FALSE(setting({}));
+  EXPECT_FALSE(setting({"optimizer.beta2=0.999"})) << "stochastic variances fall";
+  EXPECT_EQ(setting({"optimizer.beta2=0.999", "optimizer.rounding=NEAREST"})->kind, "beta2");
+  EXPECT_FALSE(setting({"optimizer.beta2=0.996", "optimizer.rounding=NEAREST"}));
+  EXPECT_FALSE(
+      setting({"optimizer.beta2=0.999", "optimizer.rounding=NEAREST", "optimizer.rule=LION"}))
+      << "it has no variance";
+  EXPECT_FALSE(setting({"optimizer.beta2=0.999", "optimizer.state_format=FLASHOPTIM_V1"}));
+  EXPECT_EQ(setting({"optimizer.master_weight_bits=0", "optimizer.rounding=NEAREST"})->kind,
+            "master_weight_bits");
+  EXPECT_FALSE(setting({"optimizer.master_weight_bits=0"}));
+  EXPECT_FALSE(setting({"model.dtype=FP32", "optimizer.state=FP32", "optimizer.rounding=NEAREST"}));
+}
+
+TEST(ShortestStep, IsHalfTheLastBitOfTheMasterOrOfFP32WhereItRoundsStochastically) {
+  const auto nearest = Rounding::kNearest, stochastic = Rounding::kStochastic;
+  EXPECT_EQ(shortest_step(WeightFormat::kSplit24, nearest, 1.5f), 0x1p-16);
+  EXPECT_EQ(shortest_step(WeightFormat::kSplit24, stochastic, 1.5f), 0x1p-24);
+  EXPECT_EQ(shortest_step(WeightFormat::kSplit24, nearest, 0.25f), 0x1p-18);
+  EXPECT_EQ(shortest_step(WeightFormat::kCorrected24, nearest, 1.0f), 0x1p-15);
+  EXPECT_EQ(shortest_step(WeightFormat::kBF16, nearest, 1.0f), 0x1p-8);
+  EXPECT_EQ(shortest_step(WeightFormat::kBF16, stochastic, 1.0f), 0x1p-24);
+  EXPECT_EQ(shortest_step(WeightFormat::kFP32, nearest, 1.0f), 0x1p-24);
+  EXPECT_GT(shortest_step(WeightFormat::kSplit24, nearest, 0.0f), 0);
+}
+
+TEST_F(NumericsChecks, KnowCountersBeyondTheirLimits) {
+  UpdateHealth health{.sampled_groups = 300, .sampled_updates = 9600};
+  EXPECT_FALSE(counters(health));
+  health.variance_codes_at_1 = 9600;
+  EXPECT_FALSE(counters(health)) << "a small variance is no harm";
+  health.lost_updates = 9000;
+  EXPECT_FALSE(counters(health)) << "stochastic rounding makes up for them";
+  EXPECT_EQ(counters(health, {"optimizer.rounding=NEAREST"})->kind, "lost_updates");
+  health.saturated_groups = 4;
+  EXPECT_EQ(counters(health)->kind, "saturated_groups");
+  health.edge_scales = 7;
+  EXPECT_EQ(counters(health)->kind, "edge_scales");
+  health.variance_codes_at_0 = 97;
+  EXPECT_EQ(counters(health)->kind, "variance_codes_at_0");
+}
+
+TEST_F(NumericsChecks, WarnOnceForEachKindWhenEnoughGroupsWereSeen) {
+  std::vector<std::string> lines;
+  NumericsCheck check(config("run"), [&](std::string_view line) { lines.emplace_back(line); });
+  const UpdateHealth some{.sampled_groups = 100, .edge_scales = 100};
+  check.after_update(some);
+  check.after_update(some);
+  EXPECT_TRUE(lines.empty()) << "200 groups are too few for a verdict";
+  for (int i = 0; i < 10; ++i) check.after_update(some);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_THAT(lines[0], HasSubstr("health.edge_scales: 50.0 %"));
+  check.after_update({.sampled_groups = 300, .saturated_groups = 300});
+  EXPECT_EQ(lines.size(), 2u);
+}
+
+TEST_F(NumericsChecks, RefusedCountersEndTheRunAndOffLooksAtNothing) {
+  const auto ignore = [](std::string_view) {};
+  const UpdateHealth bad{.sampled_groups = 300, .variance_codes_at_0 = 300};
+  NumericsCheck refuse(config("run", {"numerics.check=REFUSE"}), ignore);
+  try {
+    refuse.after_update(bad);
+    FAIL() << "not refused";
+  } catch (const AgreedError& error) {
+    EXPECT_EQ(error.code(), ExitCode::kNumerics);
+    EXPECT_THAT(error.what(), HasSubstr("3.1 % of the sampled variances vanished"));
+  }
+  NumericsCheck off(config("run", {"numerics.check=OFF"}), ignore);
+  EXPECT_NO_THROW(off.after_update(bad));
+}
+
+// Norm gains are 1 and have 32-bit masters: half their last bit is 6e-8.
+TEST_F(NumericsChecks, ALearningRateThatMovesNothingIsRefusedBeforeTheFirstStep) {
+  const std::vector<std::string> slow = {"optimizer.learning_rate=1e-10", "train.steps=6"};
+  for (int ranks : {1, 3}) {
+    const std::string run_name = "refused" + std::string(1, static_cast<char>('0' + ranks));
+    auto overrides = slow;
+    overrides.emplace_back("numerics.check=REFUSE");
+    const Error error = failure(ranks, config(run_name, overrides));
+    EXPECT_EQ(error.code(), ExitCode::kNumerics);
+    EXPECT_THAT(error.what(), HasSubstr("optimizer.learning_rate 1e-10 cannot move"));
+    EXPECT_THAT(error.what(), HasSubstr("norm.weight has weights up to 1"));
+    EXPECT_TRUE(metrics(run_name).empty());
+  }
+  EXPECT_EQ(run(2, config("warned", slow)), ExitCode::kDone);
+  EXPECT_THAT(log("warned"), HasSubstr("cannot move the largest weights"));
+  auto off = slow;
+  off.emplace_back("numerics.check=OFF");
+  EXPECT_EQ(run(1, config("off", off)), ExitCode::kDone);
+  EXPECT_THAT(log("off"), Not(HasSubstr("cannot move")));
+  // SGD's steps have no such length.
+  auto sgd = slow;
+  sgd.insert(sgd.end(), {"optimizer.rule=SGD", "numerics.check=REFUSE"});
+  EXPECT_EQ(run(1, config("sgd", sgd)), ExitCode::kDone);
+}
+
+TEST_F(NumericsChecks, TheSameGroupsAreSampledAtEveryWorldSize) {
+  std::vector<std::vector<int64_t>> sampled;
+  for (int ranks : {1, 2, 3}) {
+    const std::string run_name = "ranks" + std::string(1, static_cast<char>('0' + ranks));
+    ASSERT_EQ(run(ranks, config(run_name)), ExitCode::kDone);
+    auto& counts = sampled.emplace_back();
+    for (const auto& line : metrics(run_name)) {
+      counts.push_back(line["health"]["sampled_groups"].get<int64_t>());
+      for (const auto& [name, counter] : kHealthCounters) {
+        EXPECT_GE(line["health"].at(name).get<int64_t>(), 0);
+      }
+    }
+  }
+  EXPECT_EQ(sampled[0].front(), 0) << "the first line knows of no update";
+  EXPECT_GT(std::accumulate(sampled[0].begin(), sampled[0].end(), int64_t{0}), 0);
+  EXPECT_EQ(sampled[0], sampled[1]);
+  EXPECT_EQ(sampled[0], sampled[2]);
+}
+
+}  // namespace
+}  // namespace flashshard
