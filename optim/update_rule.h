@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -83,6 +84,16 @@ class UpdateRule {
 /// a multiple of.
 int64_t unit_rows_of(const UpdateRule& rule, const ParameterSpec& parameter);
 
+/// Tensors that change in another way; what is absent is as the options have it.
+struct ParameterGroup {
+  std::vector<std::string> parameters = {};  // names of whole tensors; each is in one group at most
+  double learning_rate_factor = 1;
+  std::optional<double> weight_decay = {};  // of all its tensors, whether they have `decay` or not
+  std::optional<Rule> rule = {};
+  std::optional<WeightFormat> weight_format = {};  // of vectors too
+  std::optional<StateFormat> state_format = {};    // of vectors too
+};
+
 struct ElementwiseOptions {
   Rule rule = Rule::kAdamW;
   RuleHyperparameters hyper;
@@ -92,8 +103,10 @@ struct ElementwiseOptions {
   StateFormat state_format = StateFormat::kCompanded;  // of matrices and embeddings; vectors: fp32
   Rounding rounding = Rounding::kStochastic;
   uint64_t seed = 0;
+  std::vector<ParameterGroup> groups = {};
 };
-/// AdamW, Adam, Lion, SGD or SGDW. A state that the rule does not need does not exist.
+/// AdamW, Adam, Lion, SGD or SGDW. A state that the rule does not need does not exist. Throws
+/// Error(kInternal) for a parameter in two groups.
 std::unique_ptr<UpdateRule> make_elementwise_rule(Backend& backend,
                                                   const ElementwiseOptions& options);
 

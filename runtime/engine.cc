@@ -7,6 +7,7 @@
 #include "runtime/checkpoint/master_reader.h"
 #include "runtime/config/sharding_options.h"
 #include "runtime/metrics/process_memory.h"
+#include "runtime/parameter_groups.h"
 
 namespace flashshard {
 namespace {
@@ -42,15 +43,16 @@ WeightFormat weight_format(const proto::RunConfig& config, int bits) {
   }
 }
 
-StateFormat state_format(const proto::OptimizerSection& optimizer) {
-  if (optimizer.state() == proto::OptimizerState::FP32) return StateFormat::kFP32;
+StateFormat state_format(const proto::OptimizerSection& optimizer,
+                         proto::OptimizerState::Value state) {
+  if (state == proto::OptimizerState::FP32) return StateFormat::kFP32;
   return optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1
              ? StateFormat::kFlashOptim
              : StateFormat::kCompanded;
 }
 
-Rule rule_of(const proto::OptimizerSection& optimizer) {
-  switch (optimizer.rule()) {
+Rule rule_of(proto::UpdateRuleKind::Value rule) {
+  switch (rule) {
     case proto::UpdateRuleKind::ADAM:
       return Rule::kAdam;
     case proto::UpdateRuleKind::LION:
@@ -65,18 +67,41 @@ Rule rule_of(const proto::OptimizerSection& optimizer) {
   return Rule::kAdamW;
 }
 
-ElementwiseOptions rule_options(const proto::RunConfig& config) {
+std::vector<ParameterGroup> parameter_groups(const proto::RunConfig& config,
+                                             std::span<const ParameterSpec> parameters) {
+  const proto::OptimizerSection& optimizer = config.optimizer();
+  const auto members = members_of_groups(optimizer, parameters);
+  std::vector<ParameterGroup> groups(members.size());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const proto::ParameterGroup& set = optimizer.group(static_cast<int>(g));
+    for (int t : members[g].tensors) {
+      groups[g].parameters.push_back(parameters[static_cast<size_t>(t)].name);
+    }
+    groups[g].learning_rate_factor = set.learning_rate_factor();
+    if (set.has_weight_decay()) groups[g].weight_decay = set.weight_decay();
+    if (set.has_rule()) groups[g].rule = rule_of(set.rule());
+    if (set.has_state()) groups[g].state_format = state_format(optimizer, set.state());
+    if (set.has_master_weight_bits()) {
+      groups[g].weight_format = weight_format(config, set.master_weight_bits());
+    }
+  }
+  return groups;
+}
+
+ElementwiseOptions rule_options(const proto::RunConfig& config,
+                                std::span<const ParameterSpec> parameters) {
   const proto::OptimizerSection& o = config.optimizer();
   ElementwiseOptions options;
-  options.rule = rule_of(o);
+  options.rule = rule_of(o.rule());
   options.hyper = {o.beta1(), o.beta2(), o.epsilon(), o.dampening(), o.nesterov()};
   options.weight_decay = {o.weight_decay(), o.decouple_lr() ? o.learning_rate() : 0};
   options.weight_format = weight_format(config, o.master_weight_bits());
   options.vector_weight_format = weight_format(config, 32);
-  options.state_format = state_format(o);
+  options.state_format = state_format(o, o.state());
   options.rounding =
       o.rounding() == proto::RoundingMode::NEAREST ? Rounding::kNearest : Rounding::kStochastic;
   options.seed = config.run().seed();
+  options.groups = parameter_groups(config, parameters);
   return options;
 }
 
@@ -162,7 +187,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
                               ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
-  rule_ = make_elementwise_rule(*backend_, rule_options(config));
+  rule_ = make_elementwise_rule(*backend_, rule_options(config, model_->parameters()));
   layout_ = std::make_unique<ShardLayout>(
       make_layout(*rule_, model_->parameters(), communicator.world_size()));
   state_ = std::make_unique<ShardedState>(*ledger_, *layout_, *rule_, communicator.rank(),

@@ -11,6 +11,7 @@
 #include "runtime/checkpoint/load.h"
 #include "runtime/checkpoint/save.h"
 #include "runtime/config/run_config.h"
+#include "runtime/parameter_groups.h"
 
 namespace flashshard {
 namespace {
@@ -74,6 +75,7 @@ void RunCheckpoint::require_same_run(const std::string& path,
                             difference.path, difference.before, difference.after),
                 path, "set it back, or start a new run in another run.dir");
   }
+  require_same_states(before.optimizer(), config_.optimizer(), engine_.layout().parameters(), path);
   if (config_.parallelism().reproducible()) require_same_bits(saved, before, path);
   require_same_tokenizer(saved, path, data);
   const auto fingerprint = saved.environment.find(kDataFingerprint);

@@ -26,6 +26,7 @@
 #include "runtime/metrics/status_file.h"
 #include "runtime/metrics/trace_file.h"
 #include "runtime/numerics_check.h"
+#include "runtime/parameter_groups.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
@@ -286,6 +287,9 @@ void Trainer::announce() {
   summary.global_batch = config_.train().global_batch();
   summary.ranks = communicator_.world_size();
   reporter_.model(summary);
+  const std::string groups =
+      parameter_group_table(config_.optimizer(), engine_->layout().parameters());
+  if (!groups.empty()) reporter_.info(groups);
   reporter_.info(engine_->threads().text);
   report_memory(true);
   if (engine_->sharding().reproducible) announce_reproducible();

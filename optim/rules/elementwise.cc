@@ -1,9 +1,13 @@
 // The elementwise rules on sharded, companded state: AdamW (arXiv 1711.05101), Adam (1412.6980),
 // Lion (2302.06675), SGD and SGDW; their formulas stand in kernels/numerics/. Matrices and
 // embeddings have the configured formats; vectors (norm gains, biases), a fraction of a percent of
-// a model, keep fp32 state and a 32-bit master.
+// a model, keep fp32 state and a 32-bit master. A parameter group may have its tensors otherwise.
 #include <array>
+#include <map>
+#include <unordered_map>
+#include <utility>
 
+#include "kernels/error.h"
 #include "optim/update_rule.h"
 
 namespace flashshard {
@@ -12,7 +16,15 @@ namespace {
 class ElementwiseRule final : public UpdateRule {
  public:
   ElementwiseRule(Backend& backend, const ElementwiseOptions& options)
-      : backend_(backend), options_(options) {}
+      : backend_(backend), options_(options) {
+    for (const ParameterGroup& group : options_.groups) {
+      for (const std::string& name : group.parameters) {
+        if (!group_of_.emplace(name, &group).second) {
+          throw Error(ExitCode::kInternal, "a parameter stands in two groups", name);
+        }
+      }
+    }
+  }
 
   std::string_view name() const override {
     constexpr std::array<std::string_view, 5> names = {"ADAMW", "ADAM", "LION", "SGD", "SGDW"};
@@ -20,19 +32,18 @@ class ElementwiseRule final : public UpdateRule {
   }
 
   WeightFormat weight_format(const ParameterSpec& parameter) const override {
-    return parameter.role == ParameterRole::kVector ? options_.vector_weight_format
-                                                    : options_.weight_format;
+    return settings_of(parameter).weight_format;
   }
 
   std::vector<StateTensorSpec> states(const ParameterSpec& parameter) const override {
+    const Settings settings = settings_of(parameter);
     std::vector<StateTensorSpec> specs;
-    add_correction(weight_format(parameter), specs);
-    const StateFormat format = state_format(parameter);
-    if (has_momentum(options_.rule, options_.hyper.beta1)) {
-      add_moment("momentum", DType::kINT8, MemoryClass::kMomentum, format, specs);
+    add_correction(settings.weight_format, specs);
+    if (has_momentum(settings.rule, options_.hyper.beta1)) {
+      add_moment("momentum", DType::kINT8, MemoryClass::kMomentum, settings.state_format, specs);
     }
-    if (has_variance(options_.rule)) {
-      add_moment("variance", DType::kUINT8, MemoryClass::kVariance, format, specs);
+    if (has_variance(settings.rule)) {
+      add_moment("variance", DType::kUINT8, MemoryClass::kVariance, settings.state_format, specs);
     }
     return specs;
   }
@@ -40,19 +51,54 @@ class ElementwiseRule final : public UpdateRule {
   int scalars(const ParameterSpec&) const override { return 0; }
   void accumulate(const ShardSlice&, const StepFactors&, std::span<double>) override {}
 
+  // Tensors of one rule and one rate share the constants of a step, and a call.
   void apply(std::span<const ShardSlice> slices, const StepFactors& factors,
              std::span<const std::span<const double>>) override {
-    const UpdateFactors constants =
-        make_update_factors(options_.rule, options_.hyper, factors.learning_rate,
-                            factors.gradient_factor, options_.rounding, factors.t);
-    std::vector<UpdateTensor> tensors;
-    for (const ShardSlice& slice : slices) tensors.push_back(arguments(slice, factors));
-    backend_.update(tensors, constants);
+    std::map<std::pair<Rule, double>, std::vector<UpdateTensor>> calls;
+    for (const ShardSlice& slice : slices) {
+      const Settings settings = settings_of(*slice.parameter);
+      calls[{settings.rule, settings.learning_rate_factor}].push_back(
+          arguments(slice, settings, factors));
+    }
+    for (const auto& [call, tensors] : calls) {
+      const auto& [rule, learning_rate_factor] = call;
+      backend_.update(
+          tensors,
+          make_update_factors(rule, options_.hyper, factors.learning_rate * learning_rate_factor,
+                              factors.gradient_factor, options_.rounding, factors.t));
+    }
   }
 
  private:
-  StateFormat state_format(const ParameterSpec& parameter) const {
-    return parameter.role == ParameterRole::kVector ? StateFormat::kFP32 : options_.state_format;
+  /// How one parameter changes and is stored.
+  struct Settings {
+    Rule rule;
+    double learning_rate_factor = 1;
+    WeightDecay weight_decay;  // rate 0: none
+    WeightFormat weight_format;
+    StateFormat state_format;
+  };
+
+  Settings settings_of(const ParameterSpec& parameter) const {
+    const bool vector = parameter.role == ParameterRole::kVector;
+    Settings settings{
+        .rule = options_.rule,
+        .weight_decay = options_.weight_decay,
+        .weight_format = vector ? options_.vector_weight_format : options_.weight_format,
+        .state_format = vector ? StateFormat::kFP32 : options_.state_format};
+    if (!parameter.decay) settings.weight_decay.rate = 0;
+    const auto found = group_of_.find(parameter.name);
+    if (found == group_of_.end()) return settings;
+    const ParameterGroup& group = *found->second;
+    settings.rule = group.rule.value_or(settings.rule);
+    settings.learning_rate_factor = group.learning_rate_factor;
+    settings.weight_decay.rate = group.weight_decay.value_or(settings.weight_decay.rate);
+    // A rate of 0 has no peak to measure the decay by, and takes nothing away.
+    if (group.learning_rate_factor == 0) settings.weight_decay = {};
+    settings.weight_decay.peak_learning_rate *= group.learning_rate_factor;
+    settings.weight_format = group.weight_format.value_or(settings.weight_format);
+    settings.state_format = group.state_format.value_or(settings.state_format);
+    return settings;
   }
 
   // The two formats' corrections have different names: a reader of one never takes the other for
@@ -75,21 +121,22 @@ class ElementwiseRule final : public UpdateRule {
     }
   }
 
-  UpdateTensor arguments(const ShardSlice& slice, const StepFactors& factors) const {
+  UpdateTensor arguments(const ShardSlice& slice, const Settings& settings,
+                         const StepFactors& factors) const {
     UpdateTensor tensor;
-    tensor.weight_format = weight_format(*slice.parameter);
-    tensor.state_format = state_format(*slice.parameter);
+    tensor.weight_format = settings.weight_format;
+    tensor.state_format = settings.state_format;
     tensor.gradient_dtype = slice.gradient.dtype;
     tensor.gradient = slice.gradient.data;
     tensor.weight = slice.weight.data;
     const bool codes = has_codes(tensor.state_format);
     size_t next = 0;
     if (correction_bytes(tensor.weight_format) > 0) tensor.correction = slice.states[next++];
-    if (has_momentum(options_.rule, options_.hyper.beta1)) {
+    if (has_momentum(settings.rule, options_.hyper.beta1)) {
       tensor.momentum = slice.states[next++];
       if (codes) tensor.momentum_scale = static_cast<uint16_t*>(slice.states[next++]);
     }
-    if (has_variance(options_.rule)) {
+    if (has_variance(settings.rule)) {
       tensor.variance = slice.states[next++];
       if (codes) tensor.variance_scale = static_cast<uint16_t*>(slice.states[next++]);
     }
@@ -98,14 +145,16 @@ class ElementwiseRule final : public UpdateRule {
     tensor.rejected_groups = factors.rejected_groups;
     tensor.health = factors.health;
     tensor.key = {options_.seed, static_cast<uint64_t>(slice.tensor)};
-    if (slice.parameter->decay) {
-      set_decay(tensor, options_.rule, options_.weight_decay, factors.learning_rate);
+    if (settings.weight_decay.rate != 0) {
+      set_decay(tensor, settings.rule, settings.weight_decay,
+                factors.learning_rate * settings.learning_rate_factor);
     }
     return tensor;
   }
 
   Backend& backend_;
   ElementwiseOptions options_;
+  std::unordered_map<std::string_view, const ParameterGroup*> group_of_;  // by parameter
 };
 
 }  // namespace

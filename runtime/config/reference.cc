@@ -15,6 +15,7 @@
 namespace flashshard {
 namespace {
 
+using config::default_text;
 using config::SettingField;
 
 constexpr size_t kHelpColumns = 100;
@@ -31,6 +32,7 @@ flashshard train --config launch/configs/quickstart.textproto --set train.steps=
 ```
 
 - `--set path=value` overrides one field; it may be repeated and the last one wins. Quotes around a string are optional.
+- A repeated field stands as often as there are groups: `group { pattern: "*norm*" weight_decay: 0 }`. `--set 'optimizer.group={ ... }'` adds one, an empty value removes those before it.
 - Precedence, strongest first: `--set`, the file, the model's preset, defaults.
 - An unknown field or name and a value out of range are refused with the field's path, the place it was set at and the
   nearest right name; the exit code is 2.
@@ -56,10 +58,8 @@ std::string wrapped(std::string_view text, size_t indent) {
   return lines + line + "\n";
 }
 
-std::string default_text(const SettingField& field) {
-  if (field.setting().required()) return "required";
-  return config::value_text(proto::RunConfig::default_instance(), field);
-}
+constexpr std::string_view kFromSection =
+    "the section's";  // the default of a group's field without one
 
 std::string type_and_unit(const SettingField& field) {
   std::string text(config::type_name(*field.field));
@@ -73,8 +73,9 @@ std::string_view section_doc(const SettingField& field) {
 
 std::string help_of(const SettingField& field) {
   const std::string allowed = config::allowed_values(*field.field);
-  const std::string value =
-      fmt::format("{}{}", field.setting().required() ? "" : "default ", default_text(field));
+  const std::string value = field.setting().required()         ? "required"
+                            : field.field->has_default_value() ? "default " + default_text(field)
+                                                               : std::string(kFromSection);
   return fmt::format("  {} ({}; {}{}{})\n", field.path, type_and_unit(field),
                      allowed.empty() ? "" : allowed + "; ", value,
                      field.setting().fixed_at_resume() ? "; fixed at a resume" : "") +
@@ -85,7 +86,9 @@ std::string markdown_of(const SettingField& field) {
   const auto code = [](const std::string& text) {
     return text.empty() ? text : fmt::format("`{}`", text);
   };
-  const std::string value = default_text(field);
+  const std::string value = field.setting().required()         ? "**required**"
+                            : field.field->has_default_value() ? code(default_text(field))
+                                                               : std::string(kFromSection);
   std::string meaning = field.setting().doc();
   if (const auto* enumeration = field.field->enum_type()) {
     for (int i = 0; i < enumeration->value_count(); ++i) {
@@ -94,10 +97,14 @@ std::string markdown_of(const SettingField& field) {
                              choice->options().GetExtension(proto::meaning));
     }
   }
-  return fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", field.path, type_and_unit(field),
-                     value == "required" ? "**required**" : code(value),
+  return fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", field.path, type_and_unit(field), value,
                      code(config::allowed_values(*field.field)),
                      field.setting().fixed_at_resume() ? "fixed" : "", meaning);
+}
+
+std::string_view table_head() {
+  return "\n| field | type | default | allowed | resume | meaning |\n"
+         "| --- | --- | --- | --- | --- | --- |\n";
 }
 
 /// The fields that a preset sets, as "name: value".
@@ -149,6 +156,10 @@ std::string field_help() {
     }
     text += help_of(field);
   }
+  for (const auto& repeated : config::repeated_settings()) {
+    text += fmt::format("\n{}, repeated:\n", repeated.path) + wrapped(repeated.doc(), 2);
+    for (const SettingField& field : repeated.fields) text += help_of(field);
+  }
   return text + presets_help();
 }
 
@@ -158,12 +169,15 @@ std::string configuration_markdown() {
   for (const SettingField& field : config::setting_fields()) {
     if (field.section != section) {
       section = field.section;
-      text += fmt::format(
-          "\n## {}\n\n{}\n\n| field | type | default | allowed | resume | meaning |\n"
-          "| --- | --- | --- | --- | --- | --- |\n",
-          section->name(), section_doc(field));
+      text += fmt::format("\n## {}\n\n{}\n", section->name(), section_doc(field));
+      text += table_head();
     }
     text += markdown_of(field);
+  }
+  for (const auto& repeated : config::repeated_settings()) {
+    text += fmt::format("\n## {}, repeated\n\n{}\n", repeated.path, repeated.doc());
+    text += table_head();
+    for (const SettingField& field : repeated.fields) text += markdown_of(field);
   }
   text += presets_markdown();
   text += "\n## Rules between fields\n\n";

@@ -58,6 +58,22 @@ nlohmann::ordered_json json_value(const google::protobuf::Message& section,
   }
 }
 
+nlohmann::ordered_json json_values(const proto::RunConfig& config,
+                                   const config::RepeatedSetting& repeated) {
+  const auto& section = config.GetReflection()->GetMessage(config, repeated.section);
+  const auto* reflection = section.GetReflection();
+  nlohmann::ordered_json values = nlohmann::ordered_json::array();
+  for (int i = 0; i < reflection->FieldSize(section, repeated.field); ++i) {
+    const auto& message = reflection->GetRepeatedMessage(section, repeated.field, i);
+    nlohmann::ordered_json& value = values.emplace_back();
+    for (const auto& field : repeated.fields) {
+      if (!message.GetReflection()->HasField(message, field.field)) continue;
+      value[field.field->name()] = json_value(message, *field.field);
+    }
+  }
+  return values;
+}
+
 void fill_defaults(proto::RunConfig& config) {
   for (const auto& field : config::setting_fields()) {
     make_explicit(config::section_of(config, field), *field.field);
@@ -117,6 +133,9 @@ nlohmann::ordered_json to_json(const proto::RunConfig& config) {
     json[field.section->name()][field.field->name()] =
         json_value(config::section_of(config, field), *field.field);
   }
+  for (const auto& repeated : config::repeated_settings()) {
+    json[repeated.section->name()][repeated.field->name()] = json_values(config, repeated);
+  }
   return json;
 }
 
@@ -129,6 +148,12 @@ std::vector<ConfigDifference> differences(const proto::RunConfig& before,
     if (old_value == new_value) continue;
     found.push_back({field.path, std::move(old_value), std::move(new_value),
                      field.setting().fixed_at_resume()});
+  }
+  for (const auto& repeated : config::repeated_settings()) {
+    std::string old_value = config::value_text(before, repeated);
+    std::string new_value = config::value_text(after, repeated);
+    if (old_value == new_value) continue;
+    found.push_back({repeated.path, std::move(old_value), std::move(new_value), false});
   }
   return found;
 }

@@ -39,8 +39,8 @@ struct ConfigDifference {
   std::string after;
   bool fixed_at_resume = false;  // a checkpoint of `before` cannot go on with `after`
 };
-/// Fields in which two configurations differ, in schema order; an unset field counts as its
-/// default.
+/// Fields in which two configurations differ, in schema order, repeated ones last; an unset field
+/// counts as its default.
 std::vector<ConfigDifference> differences(const proto::RunConfig& before,
                                           const proto::RunConfig& after);
 

@@ -24,10 +24,31 @@ std::vector<SettingField> list_fields() {
     const FieldDescriptor* section = root->field(i);
     for (int k = 0; k < section->message_type()->field_count(); ++k) {
       const FieldDescriptor* field = section->message_type()->field(k);
+      if (field->message_type() != nullptr) continue;
       fields.push_back({section->name() + "." + field->name(), section, field});
     }
   }
   return fields;
+}
+
+std::vector<RepeatedSetting> list_repeated() {
+  std::vector<RepeatedSetting> list;
+  const auto* root = proto::RunConfig::descriptor();
+  for (int i = 0; i < root->field_count(); ++i) {
+    const FieldDescriptor* section = root->field(i);
+    for (int k = 0; k < section->message_type()->field_count(); ++k) {
+      const FieldDescriptor* field = section->message_type()->field(k);
+      const auto* message = field->message_type();
+      if (message == nullptr) continue;
+      RepeatedSetting repeated{section->name() + "." + field->name(), section, field, {}};
+      for (int f = 0; f < message->field_count(); ++f) {
+        const FieldDescriptor* inner = message->field(f);
+        repeated.fields.push_back({repeated.path + "." + inner->name(), section, inner});
+      }
+      list.push_back(std::move(repeated));
+    }
+  }
+  return list;
 }
 
 // "a", "a or b", "a, b or c".
@@ -86,6 +107,38 @@ const SettingField* find_setting(std::string_view path) {
   const auto fields = setting_fields();
   const auto found = std::ranges::find(fields, path, &SettingField::path);
   return found == fields.end() ? nullptr : &*found;
+}
+
+std::span<const RepeatedSetting> repeated_settings() {
+  static const std::vector<RepeatedSetting> list = list_repeated();
+  return list;
+}
+
+std::string value_text(const proto::RunConfig& config, const RepeatedSetting& repeated) {
+  const auto& section = config.GetReflection()->GetMessage(config, repeated.section);
+  const auto* reflection = section.GetReflection();
+  google::protobuf::TextFormat::Printer printer;
+  printer.SetUseUtf8StringEscaping(true);
+  printer.SetSingleLineMode(true);
+  std::string all;
+  for (int i = 0; i < reflection->FieldSize(section, repeated.field); ++i) {
+    std::string text;
+    printer.PrintToString(reflection->GetRepeatedMessage(section, repeated.field, i), &text);
+    while (text.ends_with(' ')) text.pop_back();
+    all += fmt::format("{}{{ {} }}", all.empty() ? "" : " ", text);
+  }
+  return all;
+}
+
+std::string default_text(const SettingField& field) {
+  if (!field.field->has_default_value()) return {};
+  const auto* message = google::protobuf::MessageFactory::generated_factory()->GetPrototype(
+      field.field->containing_type());
+  google::protobuf::TextFormat::Printer printer;
+  printer.SetUseUtf8StringEscaping(true);
+  std::string text;
+  printer.PrintFieldValueToString(*message, field.field, -1, &text);
+  return text;
 }
 
 google::protobuf::Message& section_of(proto::RunConfig& config, const SettingField& field) {
@@ -154,12 +207,24 @@ std::string allowed_values(const FieldDescriptor& field) {
   return fmt::format("{}", fmt::join(bounds, ", "));
 }
 
+std::vector<std::string> field_names(const google::protobuf::Descriptor& message) {
+  std::vector<std::string> names;
+  names.reserve(static_cast<size_t>(message.field_count()));
+  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
+  return names;
+}
+
 std::string did_you_mean(std::string_view name, std::span<const std::string> candidates) {
   const auto found = nearest(name, candidates);
   return found ? fmt::format("did you mean {}?", candidates[*found]) : "";
 }
 
 std::string did_you_mean_setting(std::string_view path) {
+  for (const RepeatedSetting& repeated : repeated_settings()) {
+    if (path.starts_with(repeated.path + "."))
+      return fmt::format("did you mean {}?", repeated.path);
+  }
+
   const auto fields = setting_fields();
   // A name that exists, only not there, is what was meant, whatever the distance of the whole path.
   const auto elsewhere = std::ranges::find_if(
@@ -171,6 +236,7 @@ std::string did_you_mean_setting(std::string_view path) {
   paths.reserve(fields.size() + static_cast<size_t>(root->field_count()));
   for (int i = 0; i < root->field_count(); ++i) paths.push_back(root->field(i)->name());
   for (const SettingField& field : fields) paths.push_back(field.path);
+  for (const RepeatedSetting& repeated : repeated_settings()) paths.push_back(repeated.path);
   if (const auto found = nearest(path, paths)) {
     return fmt::format("did you mean {}?", paths[*found]);
   }
@@ -184,7 +250,8 @@ std::string did_you_mean_setting(std::string_view path) {
 
 std::string printable_path(std::string_view path) {
   const bool plain = path.size() <= kQuotedLength && std::ranges::all_of(path, [](char c) {
-                       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.';
+                       return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' ||
+                              c == '[' || c == ']';
                      });
   return plain ? std::string(path) : quoted(path);
 }

@@ -23,10 +23,26 @@ struct SettingField {
   const proto::Setting& setting() const { return field->options().GetExtension(proto::setting); }
 };
 
-/// Every setting, in the order of the schema.
+/// Every setting, in the order of the schema; those of repeated groups of settings aside.
 std::span<const SettingField> setting_fields();
+
+/// A field of a section that holds any number of messages of settings: `path` is "section.name".
+struct RepeatedSetting {
+  std::string path;
+  const google::protobuf::FieldDescriptor* section = nullptr;  // in RunConfig
+  const google::protobuf::FieldDescriptor* field = nullptr;    // in the section's message
+  std::vector<SettingField> fields;  // of one of them: "section.name.field"
+
+  const std::string& doc() const { return field->options().GetExtension(proto::setting).doc(); }
+};
+std::span<const RepeatedSetting> repeated_settings();
+/// The messages of a repeated setting in text format, one behind the other; empty when there is
+/// none.
+std::string value_text(const proto::RunConfig& config, const RepeatedSetting& repeated);
 /// Null when there is no setting of that path.
 const SettingField* find_setting(std::string_view path);
+/// The default in text format; empty where there is none.
+std::string default_text(const SettingField& field);
 
 /// The section that holds the field, created when absent.
 google::protobuf::Message& section_of(proto::RunConfig& config, const SettingField& field);
@@ -41,6 +57,9 @@ std::string_view type_name(const google::protobuf::FieldDescriptor& field);
 /// Legal values for people: ">= 0, < 1", "0, 24 or 32", "BF16 or FP32". Empty when anything goes.
 std::string allowed_values(const google::protobuf::FieldDescriptor& field);
 std::vector<std::string> enumerator_names(const google::protobuf::EnumDescriptor& enumeration);
+
+/// Names of the fields of a message of the schema.
+std::vector<std::string> field_names(const google::protobuf::Descriptor& message);
 
 /// "did you mean X?" for the candidate nearest to `name` (edits, case ignored), or empty when none
 /// is near.

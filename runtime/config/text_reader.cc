@@ -27,7 +27,7 @@ using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::io::Tokenizer;
 
-constexpr int kDeepestNesting = 8;  // of messages; the schema has two
+constexpr int kDeepestNesting = 8;  // of messages; the schema has three
 
 constexpr size_t kLongestReport =
     200;  // characters of a parser's message, which may quote the file
@@ -97,6 +97,7 @@ class NameCheck {
     std::string path;
     const Descriptor* type;
   };
+  static constexpr size_t kSectionDepth = 2;  // scopes that are open inside a section
 
   const Tokenizer::Token& token() { return tokenizer_.current(); }
   bool at(std::string_view symbol) { return token().text == symbol; }
@@ -121,13 +122,17 @@ class NameCheck {
 
   const FieldDescriptor* name() {
     const Scope& scope = scopes_.back();
-    const std::string path = scope.path.empty() ? token().text : scope.path + "." + token().text;
+    std::string path = scope.path.empty() ? token().text : scope.path + "." + token().text;
     const Position position = {token().line, token().column};
     const FieldDescriptor* field = scope.type->FindFieldByName(token().text);
     if (field == nullptr) {
+      const bool in_group = scopes_.size() > kSectionDepth;
       throw Error(ExitCode::kUsage, fmt::format("unknown field {}", printable_path(path)),
-                  place(source_, position), did_you_mean_setting(path));
+                  place(source_, position),
+                  in_group ? did_you_mean(token().text, field_names(*scope.type))
+                           : did_you_mean_setting(path));
     }
+    if (field->is_repeated()) path += fmt::format("[{}]", repetitions_[path]++);
     fields_.push_back({position, path});
     tokenizer_.Next();
     return field;
@@ -155,6 +160,7 @@ class NameCheck {
   google::protobuf::io::ArrayInputStream stream_;
   Tokenizer tokenizer_;
   std::vector<Scope> scopes_;
+  std::map<std::string, int> repetitions_;  // of repeated fields so far, by path
   std::vector<Named> fields_;
 };
 
@@ -291,6 +297,33 @@ void read_text(std::string_view text, const std::string& source, proto::RunConfi
   }
 }
 
+namespace {
+
+/// --set section.name=TEXT adds one message in text format; without TEXT all of them go.
+void apply_repeated(const RepeatedSetting& repeated, std::string_view text,
+                    proto::RunConfig& config, Origins& origins) {
+  auto& section = *config.GetReflection()->MutableMessage(&config, repeated.section);
+  const auto* reflection = section.GetReflection();
+  if (text.empty()) return reflection->ClearField(&section, repeated.field);
+  // Read as the file would have it, so that a wrong name is found in the same way.
+  proto::RunConfig added;
+  Origins ignored;
+  read_text(fmt::format("{} {{ {} {} }}", repeated.section->name(), repeated.field->name(), text),
+            "--set " + repeated.path, added, ignored);
+  const auto& from = added.GetReflection()->GetMessage(added, repeated.section);
+  for (int i = 0; i < reflection->FieldSize(from, repeated.field); ++i) {
+    const std::string path =
+        fmt::format("{}[{}]", repeated.path, reflection->FieldSize(section, repeated.field));
+    reflection->AddMessage(&section, repeated.field)
+        ->CopyFrom(reflection->GetRepeatedMessage(from, repeated.field, i));
+    for (const SettingField& field : repeated.fields) {
+      origins[path + "." + field.field->name()] = "--set";
+    }
+  }
+}
+
+}  // namespace
+
 void apply_override(std::string_view assignment, proto::RunConfig& config, Origins& origins) {
   const size_t equals = assignment.find('=');
   if (equals == std::string_view::npos || equals == 0) {
@@ -299,6 +332,9 @@ void apply_override(std::string_view assignment, proto::RunConfig& config, Origi
   }
   const std::string_view path = assignment.substr(0, equals);
   const std::string_view text = assignment.substr(equals + 1);
+  for (const RepeatedSetting& repeated : repeated_settings()) {
+    if (repeated.path == path) return apply_repeated(repeated, text, config, origins);
+  }
   const SettingField* found = find_setting(path);
   if (found == nullptr) {
     const bool section = proto::RunConfig::descriptor()->FindFieldByName(std::string(path));

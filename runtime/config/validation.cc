@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <google/protobuf/message.h>
+#include <google/protobuf/text_format.h>
 
 #include <algorithm>
 #include <array>
@@ -167,9 +168,19 @@ bool is_sgd(const proto::OptimizerSection& optimizer) {
          optimizer.rule() == proto::UpdateRuleKind::SGDW;
 }
 
-bool adds_decay_to_gradient(const proto::OptimizerSection& optimizer) {
-  return optimizer.rule() == proto::UpdateRuleKind::ADAM ||
-         optimizer.rule() == proto::UpdateRuleKind::SGD;
+bool adds_decay_to_gradient(proto::UpdateRuleKind::Value rule) {
+  return rule == proto::UpdateRuleKind::ADAM || rule == proto::UpdateRuleKind::SGD;
+}
+
+/// The first group that breaks a rule between fields.
+template <class Breaks>
+Violation first_group(const proto::RunConfig& config, const Breaks& breaks) {
+  for (int i = 0; i < config.optimizer().group_size(); ++i) {
+    const auto violation =
+        breaks(config.optimizer().group(i), fmt::format("optimizer.group[{}]", i));
+    if (violation) return violation;
+  }
+  return {};
 }
 
 Violation decay_shrinks(const proto::RunConfig& config) {
@@ -190,10 +201,32 @@ Violation decay_shrinks(const proto::RunConfig& config) {
 
 Violation decouple_lr_has_a_decoupled_decay(const proto::RunConfig& config) {
   const auto& optimizer = config.optimizer();
-  if (!optimizer.decouple_lr() || !adds_decay_to_gradient(optimizer)) return {};
-  return fmt::format(
-      "optimizer.decouple_lr needs a rule that shrinks the weight, not optimizer.rule {}",
-      proto::UpdateRuleKind::Value_Name(optimizer.rule()));
+  if (!optimizer.decouple_lr()) return {};
+  const auto refuse = [](const std::string& path, proto::UpdateRuleKind::Value rule) {
+    return fmt::format("optimizer.decouple_lr needs a rule that shrinks the weight, not {} {}",
+                       path, proto::UpdateRuleKind::Value_Name(rule));
+  };
+  if (adds_decay_to_gradient(optimizer.rule())) return refuse("optimizer.rule", optimizer.rule());
+  return first_group(config, [&](const proto::ParameterGroup& group, const std::string& path) {
+    return group.has_rule() && adds_decay_to_gradient(group.rule())
+               ? Violation(refuse(path + ".rule", group.rule()))
+               : Violation();
+  });
+}
+
+Violation group_decay_shrinks(const proto::RunConfig& config) {
+  const auto& optimizer = config.optimizer();
+  return first_group(config, [&](const proto::ParameterGroup& group, const std::string& path) {
+    const double decay = group.has_weight_decay() ? group.weight_decay() : optimizer.weight_decay();
+    const double rate =
+        optimizer.decouple_lr() ? 1 : optimizer.learning_rate() * group.learning_rate_factor();
+    if (rate * decay < 1) return Violation();
+    return Violation(fmt::format(
+        "{} takes {} of a weight in a step at the peak of the learning rate, with "
+        "optimizer.learning_rate ({}), its learning_rate_factor ({}) and a weight decay of {}: it "
+        "must be less than 1",
+        path, rate * decay, optimizer.learning_rate(), group.learning_rate_factor(), decay));
+  });
 }
 
 Violation dampening_and_nesterov_have_a_momentum(const proto::RunConfig& config) {
@@ -231,21 +264,38 @@ Violation two_level_has_groups(const proto::RunConfig& config) {
 }
 
 Violation fp32_model_has_fp32_state(const proto::RunConfig& config) {
-  if (config.model().dtype() != proto::WeightType::FP32 ||
-      config.optimizer().state() == proto::OptimizerState::FP32) {
-    return {};
-  }
-  return "model.dtype FP32 needs optimizer.state FP32: the conformance reference stores nothing in "
-         "fewer bits";
+  if (config.model().dtype() != proto::WeightType::FP32) return {};
+  const auto refuse = [](const std::string& path) {
+    return fmt::format(
+        "model.dtype FP32 needs {} FP32: the conformance reference stores nothing in fewer bits",
+        path);
+  };
+  if (config.optimizer().state() != proto::OptimizerState::FP32) return refuse("optimizer.state");
+  return first_group(config, [&](const proto::ParameterGroup& group, const std::string& path) {
+    return group.has_state() && group.state() != proto::OptimizerState::FP32
+               ? Violation(refuse(path + ".state"))
+               : Violation();
+  });
 }
 
 Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
-  const int bits = config.optimizer().master_weight_bits();
-  if (config.model().dtype() != proto::WeightType::FP32 || bits == 32) return {};
-  return fmt::format(
-      "model.dtype FP32 needs optimizer.master_weight_bits 32 (or unset), not {}: the weight is "
-      "its own master",
-      bits);
+  if (config.model().dtype() != proto::WeightType::FP32) return {};
+  const auto check = [](const std::string& path, int bits) {
+    return bits == 32 ? Violation()
+                      : fmt::format(
+                            "model.dtype FP32 needs {} 32 (or unset), not {}: the weight is "
+                            "its own master",
+                            path, bits);
+  };
+  if (const auto violation =
+          check("optimizer.master_weight_bits", config.optimizer().master_weight_bits())) {
+    return violation;
+  }
+  return first_group(config, [&](const proto::ParameterGroup& group, const std::string& path) {
+    return group.has_master_weight_bits()
+               ? check(path + ".master_weight_bits", group.master_weight_bits())
+               : Violation();
+  });
 }
 
 Violation fp32_model_has_fp32_accumulator(const proto::RunConfig& config) {
@@ -291,7 +341,11 @@ constexpr std::array kRules = {
     FieldRule{"`optimizer.learning_rate` x `optimizer.weight_decay` is below 1; with "
               "`optimizer.decouple_lr` `optimizer.weight_decay` is.",
               decay_shrinks},
-    FieldRule{"`optimizer.decouple_lr` goes with `optimizer.rule` ADAMW, LION and SGDW.",
+    FieldRule{"The same holds in each `optimizer.group`, with its `learning_rate_factor` and its "
+              "decay.",
+              group_decay_shrinks},
+    FieldRule{"`optimizer.decouple_lr` goes with the rules ADAMW, LION and SGDW, of "
+              "`optimizer.group` too.",
               decouple_lr_has_a_decoupled_decay},
     FieldRule{
         "`optimizer.dampening` and `optimizer.nesterov` go with `optimizer.rule` SGD and SGDW "
@@ -302,15 +356,58 @@ constexpr std::array kRules = {
               flashoptim_rounds_to_nearest},
     FieldRule{"`parallelism.order` TWO_LEVEL needs `parallelism.order_group` 2 or more, FLAT 0.",
               two_level_has_groups},
-    FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32.", fp32_model_has_fp32_state},
-    FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, which is then the "
-              "default.",
+    FieldRule{"`model.dtype` FP32 needs `optimizer.state` FP32, of `optimizer.group` too.",
+              fp32_model_has_fp32_state},
+    FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, of `optimizer.group` "
+              "too, which is then the default.",
               fp32_model_has_no_split_weight},
     FieldRule{"`model.dtype` FP32 needs `parallelism.accumulator` FP32.",
               fp32_model_has_fp32_accumulator},
     FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
               reproducible_run_has_its_threads},
 };
+
+std::string place_of(const Origins& origins, const std::string& path) {
+  const auto origin = origins.find(path);
+  return origin == origins.end() ? "" : origin->second;
+}
+
+/// One value that is set: its range and, of a string, its characters. `path` as people know it.
+void require_value(const google::protobuf::Message& message, const SettingField& field,
+                   const std::string& path, const std::string& where) {
+  if (const auto number = numeric_value(message, *field.field);
+      number && !in_range(*number, field.setting())) {
+    std::string text;
+    google::protobuf::TextFormat::PrintFieldValueToString(message, field.field, -1, &text);
+    throw Error(ExitCode::kUsage,
+                fmt::format("{} is {}, allowed: {}", path, text, allowed_values(*field.field)),
+                where);
+  }
+  if (field.field->cpp_type() != FieldDescriptor::CPPTYPE_STRING) return;
+  const std::string text = message.GetReflection()->GetString(message, field.field);
+  if (text.empty() && field.setting().required()) {
+    throw Error(ExitCode::kUsage, path + " is empty", where);
+  }
+  require_text(text, where.empty() ? path : path + ", " + where, false);
+}
+
+void require_repeated_ranges(const proto::RunConfig& config, const RepeatedSetting& repeated,
+                             const Origins& origins, const std::string& source) {
+  const auto& section = config.GetReflection()->GetMessage(config, repeated.section);
+  const auto* reflection = section.GetReflection();
+  for (int i = 0; i < reflection->FieldSize(section, repeated.field); ++i) {
+    const auto& message = reflection->GetRepeatedMessage(section, repeated.field, i);
+    for (const SettingField& field : repeated.fields) {
+      const std::string path = fmt::format("{}[{}].{}", repeated.path, i, field.field->name());
+      if (message.GetReflection()->HasField(message, field.field)) {
+        require_value(message, field, path, place_of(origins, path));
+      } else if (field.setting().required()) {
+        throw Error(ExitCode::kUsage, path + " is not set and has no default", source,
+                    "every group needs one");
+      }
+    }
+  }
+}
 
 }  // namespace
 
@@ -323,23 +420,10 @@ void require_ranges(const proto::RunConfig& config, const Origins& origins,
       if (field.setting().required()) refuse_unset(field, source);
       continue;
     }
-    const auto origin = origins.find(field.path);
-    const std::string where = origin == origins.end() ? "" : origin->second;
-    const auto& section = section_of(config, field);
-    const auto number = numeric_value(section, *field.field);
-    if (number && !in_range(*number, field.setting())) {
-      throw Error(ExitCode::kUsage,
-                  fmt::format("{} is {}, allowed: {}", field.path, value_text(config, field),
-                              allowed_values(*field.field)),
-                  where);
-    }
-    if (field.field->cpp_type() == FieldDescriptor::CPPTYPE_STRING) {
-      const std::string text = section.GetReflection()->GetString(section, field.field);
-      if (text.empty() && field.setting().required()) {
-        throw Error(ExitCode::kUsage, field.path + " is empty", where);
-      }
-      require_text(text, where.empty() ? field.path : field.path + ", " + where, false);
-    }
+    require_value(section_of(config, field), field, field.path, place_of(origins, field.path));
+  }
+  for (const RepeatedSetting& repeated : repeated_settings()) {
+    require_repeated_ranges(config, repeated, origins, source);
   }
 }
 

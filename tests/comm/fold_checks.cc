@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "comm/fold_reduce.h"
 #include "tests/comm/verb_checks.h"
@@ -137,6 +138,7 @@ class Reduction {
                       .order = case_.order,
                       .accumulate = case_.seeded});
   }
+  bool progress() { return reduction_.progress(); }
   void advance() { reduction_.advance("the partials"); }
   void finish() { reduction_.finish("the fold"); }
 
@@ -236,6 +238,20 @@ void two_level_fold_skips_ranks_without_a_contribution(Communicator& comm) {
     for (const std::vector<int>& contributors : some_ranks(comm.world_size())) {
       check_fold(comm, {contributors, two_level(group), DType::kBF16, group % 2 == 0});
     }
+  }
+}
+
+void folds_make_progress_without_waiting(Communicator& comm) {
+  const auto backend = make_cpu_backend({.threads = 1});
+  for (const ReductionOrder& order : {kFlat, two_level(2)}) {
+    Reduction reduction(comm, *backend, {all_ranks(comm.world_size()), order, DType::kBF16});
+    reduction.start();
+    while (!reduction.progress()) std::this_thread::yield();
+    reduction.advance();
+    while (!reduction.progress()) std::this_thread::yield();
+    reduction.finish();
+    backend->synchronize();
+    reduction.expect_bits_of_the_reference();
   }
 }
 
@@ -428,6 +444,7 @@ constexpr VerbCheck kFoldChecks[] = {
     {"TwoLevelFoldHasTheBitsOfTheReference", two_level_fold_has_the_bits_of_the_reference},
     {"TwoLevelFoldSkipsRanksWithoutAContribution",
      two_level_fold_skips_ranks_without_a_contribution},
+    {"FoldsMakeProgressWithoutWaiting", folds_make_progress_without_waiting},
     {"TwoLevelFoldsOverlap", two_level_folds_overlap},
     {"TwoLevelFoldSendsOnePartialPerGroupAndOwner",
      two_level_fold_sends_one_partial_per_group_and_owner},

@@ -142,6 +142,17 @@ INSTANTIATE_TEST_SUITE_P(
                    "model.max_position_embeddings is -1, allowed: >= 0"},
         WrongValue{"optimizer=ADAMW", "optimizer is a section"},
         WrongValue{"train.steps", "--set needs path=value"},
+        WrongValue{"optimizer.group.pattern=a", "did you mean optimizer.group?"},
+        WrongValue{"optimizer.group=*norm*", "cannot read the configuration"},
+        WrongValue{
+            "optimizer.group={ patern: 'a' }",
+            "unknown field optimizer.group[0].patern (--set optimizer.group:1:21). Hint: did you "
+            "mean pattern?"},
+        WrongValue{"optimizer.group={ pattern: 'a' learning_rate_factor: -1 }",
+                   "optimizer.group[0].learning_rate_factor is -1, allowed: >= 0, <= 1000 (--set)"},
+        WrongValue{"optimizer.group={ rule: LION }",
+                   "optimizer.group[0].pattern is not set and has no default"},
+        WrongValue{"optimizer.group={ pattern: '' }", "optimizer.group[0].pattern is empty"},
         WrongValue{"=3", "--set needs path=value"}, WrongValue{"", "--set needs path=value"}));
 
 class WrongTextTest : public ::testing::TestWithParam<WrongValue> {};
@@ -157,6 +168,13 @@ INSTANTIATE_TEST_SUITE_P(
         WrongValue{"optimizer { state: INT8 }",
                    "unknown value INT8 of optimizer.state, allowed: COMPANDED or FP32 "
                    "(a.textproto:5:20)"},
+        WrongValue{
+            "optimizer { group { pattern: 'a' } group { pattern: 'b' master_weight_bits: 8 } "
+            "}",
+            "optimizer.group[1].master_weight_bits is 8, allowed: 0, 24 or 32 "
+            "(a.textproto:5:57)"},
+        WrongValue{"optimizer { group { pattern: 'a' rule: ADAN } }",
+                   "unknown value ADAN of optimizer.group[0].rule"},
         WrongValue{"schedule { kind: WSQ }", "did you mean WSD?"},
         WrongValue{"schedule { kind: 9 }", "near schedule.kind"},
         WrongValue{"checkpoint { at_end: maybe }", "near checkpoint.at_end"},
@@ -264,6 +282,20 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"optimizer.decouple_lr=true", "optimizer.weight_decay=1"},
      "optimizer.weight_decay (1)",
      "optimizer.decouple_lr"},
+    {{"optimizer.group={ pattern: '*' learning_rate_factor: 1000 weight_decay: 1 }"},
+     "optimizer.group[0]",
+     "learning_rate_factor (1000)"},
+    {{"optimizer.decouple_lr=true", "optimizer.group={ pattern: '*' rule: SGD }"},
+     "optimizer.decouple_lr",
+     "optimizer.group[0].rule SGD"},
+    {{"model.dtype=FP32", "optimizer.state=FP32",
+      "optimizer.group={ pattern: '*' state: COMPANDED }"},
+     "model.dtype FP32",
+     "optimizer.group[0].state FP32"},
+    {{"model.dtype=FP32", "optimizer.state=FP32",
+      "optimizer.group={ pattern: '*' master_weight_bits: 24 }"},
+     "model.dtype FP32",
+     "optimizer.group[0].master_weight_bits 32"},
     {{"optimizer.decouple_lr=true", "optimizer.rule=SGD"},
      "optimizer.decouple_lr",
      "optimizer.rule SGD"},

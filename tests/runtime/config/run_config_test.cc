@@ -221,6 +221,36 @@ TEST(RunConfigTest, ComesBackUnchangedFromItsText) {
   EXPECT_THAT(differences(config, again), IsEmpty());
 }
 
+TEST(RunConfigTest, HoldsAnyNumberOfGroupsInTheirOrder) {
+  const auto config =
+      parsed(kMinimalText +
+                 "optimizer { group { pattern: '*norm*' weight_decay: 0 } group { pattern: 'b' } }",
+             {"optimizer.group={ pattern: 'c' rule: LION }"});
+  ASSERT_EQ(config.optimizer().group_size(), 3);
+  EXPECT_EQ(config.optimizer().group(2).pattern(), "c");
+  EXPECT_FALSE(config.optimizer().group(1).has_weight_decay()) << "unset: as the section has it";
+  const auto again = parsed(to_text(config));
+  EXPECT_EQ(again.SerializeAsString(), config.SerializeAsString());
+  EXPECT_EQ(
+      to_json(config)["optimizer"]["group"].dump(),
+      R"([{"pattern":"*norm*","weight_decay":0.0},{"pattern":"b"},{"pattern":"c","rule":"LION"}])");
+  const auto found = differences(parsed(kMinimalText), config);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].path, "optimizer.group");
+  EXPECT_EQ(found[0].before, "");
+  EXPECT_EQ(
+      found[0].after,
+      R"({ pattern: "*norm*" weight_decay: 0 } { pattern: "b" } { pattern: "c" rule: LION })");
+  EXPECT_FALSE(found[0].fixed_at_resume) << "a resumed run compares the states";
+}
+
+TEST(RunConfigTest, DropsTheGroupsBeforeAnEmptyOverride) {
+  const auto config = parsed(kMinimalText + "optimizer { group { pattern: 'a' } }",
+                             {"optimizer.group=", "optimizer.group={ pattern: 'b' }"});
+  ASSERT_EQ(config.optimizer().group_size(), 1);
+  EXPECT_EQ(config.optimizer().group(0).pattern(), "b");
+}
+
 TEST(RunConfigTest, NamesTheFieldsInWhichTwoDiffer) {
   const auto before = parsed(kMinimalText);
   const auto after = parsed(kMinimalText, {"run.seed=1", "checkpoint.every=5"});
