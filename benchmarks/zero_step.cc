@@ -1,15 +1,12 @@
 // A ZeRO step with made-up gradients: the sharding layer alone, at sizes whose forward and backward
-// would take this machine days. Shows bytes per parameter by class over all ranks, the update
-// beside the memory's speed and, over a link of stated speed, how much of the communication
-// backward hides.
+// would take this machine days. Shows bytes per parameter by class, summed over ranks, and the
+// update beside the memory's speed.
 //
-//   build/benchmarks/zero_step                                     # 1e9 parameters, stage 3, 2
-//   ranks build/benchmarks/zero_step --release mpirun -n 2 build/benchmarks/zero_step --stage 2
-//   build/benchmarks/zero_step --hidden 256 --layers 8 --vocabulary 256 --backward-ms 100
-//   --communication 0.5
+//   build/zero_step                                # 1e9 parameters, stage 3, 2 ranks
+//   build/zero_step --release
+//   mpirun -n 2 build/zero_step --stage 2 --json steps.jsonl
 //
-// Ranks are threads of this process, or mpirun's. A layer's computation is a sleep: what it costs
-// belongs to a device that works while the host communicates.
+// Ranks are threads of this process, or mpirun's.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -18,7 +15,6 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -26,7 +22,6 @@
 #include <vector>
 
 #include "comm/connect.h"
-#include "comm/delay.h"
 #include "comm/threads.h"
 #include "kernels/numerics/bf16.h"
 #include "optim/ledger.h"
@@ -49,8 +44,6 @@ struct Settings {
   Sharding sharding = {.stage = 3};
   int64_t bucket_bytes = 64 << 20;
   int steps = 3;
-  double backward_ms = 0;    // of the whole model
-  double communication = 0;  // reductions' time on the link, as a share of backward's
   std::string json;
 };
 
@@ -84,7 +77,6 @@ std::vector<ParameterSpec> parameters(const Settings& s) {
 }
 
 struct StepTimes {
-  double pass_ms = 0;  // forward and backward, with what they wait for
   double step_ms = 0;
   StepOutcome outcome;
 };
@@ -109,8 +101,7 @@ class Training {
     std::mt19937 random(static_cast<unsigned>(communicator.rank()) + 1);
     std::normal_distribution<float> normal(0, 1e-3f);
     for (uint16_t& value : pattern_) value = float_to_bf16(normal(random));
-    // 1 + 1 / 64 of a standard deviation a time: a draw for each of 1e9 weights would take a
-    // minute.
+    // No draws: of 1e9 weights they would take minutes.
     optimizer_.initialize([](int, RowRange, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i) {
         out[i] = 0.02f * static_cast<float>(static_cast<int>(i % 127) - 63) / 64;
@@ -121,23 +112,19 @@ class Training {
   StepTimes step() {
     const auto start = Clock::now();
     const int last = static_cast<int>(settings_.layers) + 1;
-    const double layer_ms = settings_.backward_ms / (last + 1);
     optimizer_.begin_round({.contributors = communicator_.world_size(),
                             .learning_rate = kLearningRate,
                             .tokens = kTokens});
     optimizer_.begin_pass(true);
     for (int layer = 0; layer <= last; ++layer) {
       optimizer_.before_layer(layer);
-      compute(layer_ms / 2);  // a forward has half the work of its backward
     }
     for (int layer = last; layer >= 0; --layer) {
       if (layer != last && layer != 0) optimizer_.before_layer(layer);
       write_gradients(layer);
-      compute(layer_ms);
       optimizer_.layer_ready(layer);
     }
     StepTimes times;
-    times.pass_ms = Milliseconds(Clock::now() - start).count();
     times.outcome = optimizer_.step(kLearningRate, kTokens);
     times.step_ms = Milliseconds(Clock::now() - start).count();
     return times;
@@ -163,14 +150,6 @@ class Training {
       count += plan_.elements_of(bucket, communicator_.rank());
     return count;
   }
-  /// Bytes of gradients that this rank sends in a step, bucket by bucket.
-  int64_t reduced_bytes() const {
-    int64_t bytes = 0;
-    for (const Bucket& bucket : plan_.buckets()) {
-      bytes += 2 * (bucket.elements - plan_.elements_of(bucket, communicator_.rank()));
-    }
-    return bytes;
-  }
 
  private:
   static constexpr double kLearningRate = 1e-4;
@@ -180,10 +159,6 @@ class Training {
     std::vector<int64_t> all;
     for (const ParameterSpec& p : parameters(settings_)) all.push_back(unit_rows_of(*rule_, p));
     return all;
-  }
-
-  static void compute(double milliseconds) {
-    if (milliseconds > 0) std::this_thread::sleep_for(Milliseconds(milliseconds));
   }
 
   void write_gradients(int layer) {
@@ -238,7 +213,7 @@ MemoryTable over_ranks(Communicator& communicator, const MemoryTable& own) {
 }
 
 struct Measured {
-  std::vector<double> pass_ms, step_ms, update_ms;
+  std::vector<double> step_ms, update_ms;
 };
 
 Measured measure(Training& training, int steps) {
@@ -247,7 +222,6 @@ Measured measure(Training& training, int steps) {
   for (int i = 0; i < steps; ++i) {
     const StepTimes times = training.step();
     if (!times.outcome.applied) throw Error(ExitCode::kInternal, "a step was skipped");
-    measured.pass_ms.push_back(times.pass_ms);
     measured.step_ms.push_back(times.step_ms);
     measured.update_ms.push_back(times.outcome.update_ms);
   }
@@ -258,27 +232,26 @@ std::string name_of(const Sharding& s) {
   return fmt::format("stage {}{}", s.stage, s.release ? " + release" : "");
 }
 
-nlohmann::json memory_and_update(std::unique_ptr<Communicator>& communicator,
-                                 const Settings& settings) {
-  const double speed = copy_speed(*communicator);
-  Training training(*communicator, settings);
-  const Measured measured = measure(training, settings.steps);
-  const MemoryTable tagged = over_ranks(*communicator, training.tagged());
-  const MemoryTable predicted = over_ranks(*communicator, training.predicted());
+nlohmann::json measured(Communicator& communicator, const Settings& settings) {
+  const double speed = copy_speed(communicator);
+  Training training(communicator, settings);
+  const Measured times = measure(training, settings.steps);
+  const MemoryTable tagged = over_ranks(communicator, training.tagged());
+  const MemoryTable predicted = over_ranks(communicator, training.predicted());
   const auto count = static_cast<double>(training.all_elements());
   const double floor_ms =
       1e3 * static_cast<double>(training.updated_elements()) * kUpdateBytes / speed;
   nlohmann::json result = {{"what", name_of(settings.sharding)},
-                           {"ranks", communicator->world_size()},
-                           {"transport", std::string(communicator->transport())},
+                           {"ranks", communicator.world_size()},
+                           {"transport", std::string(communicator.transport())},
                            {"parameters", training.all_elements()},
-                           {"step_ms", median(measured.step_ms)},
-                           {"update_ms", median(measured.update_ms)},
+                           {"step_ms", median(times.step_ms)},
+                           {"update_ms", median(times.update_ms)},
                            {"update_floor_ms", floor_ms},
                            {"copy_bytes_per_second", speed}};
-  if (communicator->rank() != 0) return result;
+  if (communicator.rank() != 0) return result;
   fmt::print("{}, {} ranks ({}), {:.3f}e9 parameters, AdamW V2, buckets of {} MiB\n\n",
-             name_of(settings.sharding), communicator->world_size(), communicator->transport(),
+             name_of(settings.sharding), communicator.world_size(), communicator.transport(),
              1e-9 * count, settings.bucket_bytes >> 20);
   fmt::print(
       "| bytes per parameter, summed over ranks | predicted | tagged |\n| --- | --- | --- |\n");
@@ -297,45 +270,13 @@ nlohmann::json memory_and_update(std::unique_ptr<Communicator>& communicator,
   fmt::print(
       "step {:.0f} ms; update {:.0f} ms a rank = {:.2f} of the floor {:.0f} ms ({} bytes an "
       "element at the copy's {:.1f} GB/s a rank)\n",
-      median(measured.step_ms), median(measured.update_ms), median(measured.update_ms) / floor_ms,
-      floor_ms, kUpdateBytes, 1e-9 * speed);
+      median(times.step_ms), median(times.update_ms), median(times.update_ms) / floor_ms, floor_ms,
+      kUpdateBytes, 1e-9 * speed);
   return result;
 }
 
-/// How much longer forward and backward take over a link than over none, of what the link needs.
-nlohmann::json hidden_share(std::unique_ptr<Communicator>& communicator, const Settings& settings) {
-  double free_ms = 0;
-  int64_t bytes = 0;
-  {
-    Training training(*communicator, settings);
-    free_ms = median(measure(training, settings.steps).pass_ms);
-    bytes = training.reduced_bytes();
-  }
-  const double link_ms = settings.communication * settings.backward_ms;
-  communicator = make_delayed_communicator(
-      std::move(communicator), {.bytes_per_second = static_cast<double>(bytes) / (1e-3 * link_ms)});
-  Training training(*communicator, settings);
-  const double pass_ms = median(measure(training, settings.steps).pass_ms);
-  const double hidden = 1 - (pass_ms - free_ms) / link_ms;
-  if (communicator->rank() == 0) {
-    fmt::print(
-        "{}, {} ranks ({}): forward and backward {:.1f} ms without a link, {:.1f} ms over one that "
-        "needs {:.1f} ms for the reductions ({:.0f} % of backward): {:.0f} % hidden\n",
-        name_of(settings.sharding), communicator->world_size(), communicator->transport(), free_ms,
-        pass_ms, link_ms, 100 * settings.communication, 100 * hidden);
-  }
-  return {{"what", name_of(settings.sharding)},
-          {"ranks", communicator->world_size()},
-          {"pass_ms", pass_ms},
-          {"pass_without_link_ms", free_ms},
-          {"link_ms", link_ms},
-          {"hidden", hidden}};
-}
-
 void run_rank(std::unique_ptr<Communicator> communicator, const Settings& settings) {
-  const nlohmann::json result = settings.communication > 0
-                                    ? hidden_share(communicator, settings)
-                                    : memory_and_update(communicator, settings);
+  const nlohmann::json result = measured(*communicator, settings);
   if (communicator->rank() == 0 && !settings.json.empty()) {
     FILE* file = std::fopen(settings.json.c_str(), "a");
     if (file == nullptr) throw Error(ExitCode::kUsage, "cannot write", settings.json);
@@ -347,8 +288,7 @@ void run_rank(std::unique_ptr<Communicator> communicator, const Settings& settin
 Settings parse(int argc, char** argv) {
   Settings s;
   bool accumulator = false;
-  CLI::App app(
-      "A ZeRO step with made-up gradients: bytes, the update's speed, hidden communication");
+  CLI::App app("A ZeRO step with made-up gradients: bytes per parameter and the update's speed");
   app.add_option("--ranks", s.ranks, "Threads of this process, unless mpirun starts them")
       ->check(CLI::Range(1, 64));
   app.add_option("--stage", s.sharding.stage, "ZeRO stage")->check(CLI::Range(0, 3));
@@ -359,9 +299,6 @@ Settings parse(int argc, char** argv) {
   app.add_option("--vocabulary", s.vocabulary)->check(CLI::PositiveNumber);
   app.add_option("--bucket-bytes", s.bucket_bytes)->check(CLI::PositiveNumber);
   app.add_option("--steps", s.steps, "Timed ones")->check(CLI::PositiveNumber);
-  app.add_option("--backward-ms", s.backward_ms, "How long the whole backward computes");
-  app.add_option("--communication", s.communication,
-                 "Reductions' time on the link, a share of backward");
   app.add_option("--json", s.json, "A line is added to this file");
   try {
     app.parse(argc, argv);
@@ -374,9 +311,6 @@ Settings parse(int argc, char** argv) {
     s.sharding.clips = false;
     s.sharding.skips_buckets = true;
   }
-  if (s.communication > 0 && s.backward_ms <= 0) {
-    throw Error(ExitCode::kUsage, "--communication is a share of --backward-ms, which is not set");
-  }
   require_legal(s.sharding, "command line");
   return s;
 }
@@ -384,21 +318,27 @@ Settings parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
+  // A rank that fails ends the process: the others would wait for it.
+  const auto guarded = [](const auto& body) {
+    try {
+      body();
+    } catch (const Error& error) {
+      fmt::print(stderr, "error: {}\n", error.what());
+      std::_Exit(static_cast<int>(error.code()));
+    }
+  };
+  guarded([&] {
     const Settings settings = parse(argc, argv);
     if (launched_by_mpi()) {
       run_rank(connect_ranks(std::chrono::minutes(10)), settings);
-      return 0;
+      return;
     }
     auto communicators = make_thread_communicators(settings.ranks);
     std::vector<std::thread> ranks;
     for (auto& communicator : communicators) {
-      ranks.emplace_back([&] { run_rank(std::move(communicator), settings); });
+      ranks.emplace_back([&] { guarded([&] { run_rank(std::move(communicator), settings); }); });
     }
     for (auto& rank : ranks) rank.join();
-    return 0;
-  } catch (const Error& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return static_cast<int>(error.code());
-  }
+  });
+  return 0;
 }

@@ -26,7 +26,8 @@ void exact_norm(const ExactNorm& call, void* workspace, Stream stream);
 void encode_master(const EncodeMaster& call, Stream stream);
 void decode_master(const DecodeMaster& call, Stream stream);
 /// One launch for all tensors of the same formats, up to 128 of them, and one more where some end
-/// in a short group or start at addresses that 16-byte accesses cannot have.
+/// in a short group or start at addresses that 16-byte accesses cannot have. Health counters are
+/// not sampled: Error(kInternal) where UpdateTensor::health is set.
 void update(std::span<const UpdateTensor> tensors, const UpdateFactors& factors, Stream stream);
 
 }  // namespace flashshard::cuda

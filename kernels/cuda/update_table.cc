@@ -4,6 +4,7 @@
 #include <cassert>
 
 #include "kernels/cuda/pieces.h"
+#include "kernels/error.h"
 #include "kernels/numerics/rounding.h"
 
 namespace flashshard::cuda {
@@ -28,6 +29,10 @@ class Planner {
 
   void add(const UpdateTensor& t) {
     assert(t.first_element % kGroup == 0);
+    if (t.health != nullptr) {
+      throw Error(ExitCode::kInternal, "health counters are sampled on the CPU only",
+                  "cuda::update");
+    }
     const bool wide = has_wide_kernel(state_format(t), t.weight_format) && allows_wide_accesses(t);
     for_each_piece(t.count, t.first_element, wide, [&](const Piece& piece) { append(t, piece); });
   }

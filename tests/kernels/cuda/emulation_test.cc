@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "kernels/error.h"
 #include "tests/kernels/cuda/emulated_lanes.h"
 #include "tests/kernels/numerics/update_state.h"
 
@@ -144,6 +145,13 @@ TEST(UpdateLaunches, ALongTensorIsCutIntoRuns) {
   ASSERT_EQ(launches[0].table.runs, 4);
   EXPECT_EQ(launches[0].table.run[0].count, kRunSpan - 64);
   EXPECT_EQ(launches[0].table.run[3].count, 160u);
+}
+
+TEST(UpdateLaunches, AskForNoHealthCounters) {
+  UpdateHealth health;
+  UpdateTensor tensor;
+  tensor.health = &health;
+  EXPECT_THROW(plan_updates({&tensor, 1}, adamw()), Error);
 }
 
 TEST(UpdateLaunches, AKernelOfOneCombinationComputesWhatTheGeneralOneDoes) {

@@ -113,9 +113,10 @@ TEST_P(TrainingGolden, FollowsPyTorchsFp32AdamW) {
   const int vocabulary = case_["options"]["vocab_size"];
   for (int step = 0; step < golden_["steps"]; ++step) {
     const TokenBatch batch = batch_of(golden_, step, vocabulary);
-    engine.optimizer().begin_step(1);
+    engine.optimizer().begin_round({});
+    engine.optimizer().begin_pass(true);
     const LayerHooks hooks{{}, [&](int layer) { engine.optimizer().layer_ready(layer); }};
-    const LossResult result = engine.forward_backward(batch.view(), hooks, true);
+    const LossResult result = engine.model().forward_backward(batch.view(), hooks, false);
     const StepOutcome outcome = engine.optimizer().step(learning_rate, result.token_count);
     ASSERT_TRUE(outcome.applied);
     const double loss = result.loss_sum / static_cast<double>(result.token_count);
