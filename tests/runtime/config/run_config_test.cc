@@ -279,7 +279,7 @@ TEST(RunConfigTest, BecomesJsonWithNumbersAsNumbersAndNamesAsStrings) {
   EXPECT_EQ(json["model"]["tied_embeddings"], true);
   EXPECT_EQ(json["run"]["dir"], "runs/a");
   EXPECT_EQ(json["run"]["threads"], 0);
-  EXPECT_EQ(json.size(), 8u);
+  EXPECT_EQ(json.size(), 9u);
 }
 
 TEST(RunConfigTest, LoadsEveryConfigurationThatComesWithTheProject) {
