@@ -2,7 +2,8 @@
 // much of it is hidden, can be measured on one machine.
 //
 // A rank's link carries its transfers one after the other, both directions at once. A call that
-// starts at t, of b bytes (the larger of what this rank sends and what it receives), begins on the
+// starts at t, of b bytes (the larger of what this rank sends and what it receives; a broadcast
+// counts its buffer once), begins on the
 // link when the transfers before it have left it and is complete no earlier than
 //
 //   max(t, link free) + b / bandwidth + latency,

@@ -1,4 +1,4 @@
-// Buckets: the unit of reduction, update, gather and (later) release. Runs of tensors within one
+// Buckets: the unit of reduction, update, gather and release. Runs of tensors within one
 // layer, in backward order, closed at `bucket_bytes`. A larger tensor is cut so that bucket j holds
 // the j-th slice of *every* rank's own range: all ranks stay equally busy and ownership is
 // unchanged.

@@ -17,7 +17,6 @@ void ShardedOptimizer::begin_release(const Round& round) {
   GradientSums own;
   own.tokens = round.tokens;
   release_ = {};
-  health_ = {};
   release_.learning_rate = round.learning_rate;
   release_.tokens = agree(own).tokens;
 }

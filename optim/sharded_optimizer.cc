@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "kernels/numerics/exact_sum.h"
 #include "optim/stopwatch.h"
@@ -90,6 +91,8 @@ void ShardedOptimizer::begin_round(const Round& round) {
   if (round.first) {
     reduce_ms_ = 0;
     sums_ = {};
+    gather_.take_ms();  // what a validation waited for is no part of the step
+    if (gathered_) gathered_->take_wait_ms();
   }
   if (round.last && sharding_.release) begin_release(round);
 }
@@ -155,6 +158,7 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   reduce_ms_ += watch.milliseconds() - (released_ms() - before);
   sums_.tokens = local_tokens;
   StepOutcome outcome = sharding_.release ? finish_release() : step_at_once(learning_rate);
+  health_ = std::exchange(counting_, {});
   outcome.reduce_ms = reduce_ms_;
   outcome.gather_ms = gather_.take_ms() + (gathered_ ? gathered_->take_wait_ms() : 0);
   return outcome;
@@ -164,11 +168,10 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
 StepFactors ShardedOptimizer::factors(double learning_rate, double gradient_factor, uint64_t t) {
   const bool counts = sharding_.divides_states() || communicator_.rank() == 0;
   return {learning_rate, gradient_factor, t, counts ? &rejected_groups_ : nullptr,
-          counts ? &health_ : nullptr};
+          counts ? &counting_ : nullptr};
 }
 
 StepOutcome ShardedOptimizer::step_at_once(double learning_rate) {
-  health_ = {};
   const GradientSums sums = agree(sums_);
   StepOutcome outcome;
   outcome.nonfinite_groups = sums.nonfinite_groups;

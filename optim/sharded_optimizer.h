@@ -52,7 +52,7 @@ struct StepOutcome {
   double clip_coefficient = 1;  // the smallest of any bucket's
   int64_t tokens = 0;           // over all ranks
   int64_t nonfinite_groups = 0;
-  int64_t skipped_buckets = 0;  // with release: left out of a step that was applied
+  int64_t skipped_buckets = 0;  // with release
   bool applied = false;         // false: skipped, no state byte changed
   double reduce_ms = 0, update_ms = 0, gather_ms = 0;
 };
@@ -115,7 +115,7 @@ class ShardedOptimizer {
   /// Groups of 32 on this rank that an update left untouched since construction, their new values
   /// being outside the format.
   int64_t rejected_groups() const { return rejected_groups_; }
-  /// What the last update did to the sampled groups of this rank.
+  /// What the last step's update did to the sampled groups of this rank; zeros after a skipped one.
   const UpdateHealth& health() const { return health_; }
 
   const BucketPlan& buckets() const { return plan_; }
@@ -171,7 +171,7 @@ class ShardedOptimizer {
   uint64_t updates_ = 0;
   double previous_norm_ = 0;
   int64_t rejected_groups_ = 0;
-  UpdateHealth health_;
+  UpdateHealth health_, counting_;  // of the last step, and of the one under way
   double reduce_ms_ = 0;
   GradientSums sums_;  // of the step: this rank's; with release all ranks'
   Release release_;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/agreement.h"
+#include "runtime/parameter_groups.h"
 
 namespace flashshard {
 namespace {
@@ -47,16 +48,34 @@ Rounding rounding_of(const proto::RunConfig& config) {
                                                                        : Rounding::kStochastic;
 }
 
-bool has_variance_codes(const proto::OptimizerSection& optimizer) {
-  return optimizer.state() == proto::OptimizerState::COMPANDED &&
-         (optimizer.rule() == proto::UpdateRuleKind::ADAMW ||
-          optimizer.rule() == proto::UpdateRuleKind::ADAM);
+/// What tensors are updated by: the section's settings, or a group's.
+struct Choice {
+  proto::UpdateRuleKind::Value rule;
+  proto::OptimizerState::Value state;
+  int master_weight_bits;
+
+  bool has_variance_codes() const {
+    return state == proto::OptimizerState::COMPANDED &&
+           (rule == proto::UpdateRuleKind::ADAMW || rule == proto::UpdateRuleKind::ADAM);
+  }
+};
+
+/// The section's, then every group's.
+std::vector<Choice> choices_of(const proto::OptimizerSection& optimizer) {
+  const Choice section{optimizer.rule(), optimizer.state(), optimizer.master_weight_bits()};
+  std::vector<Choice> all = {section};
+  for (const proto::ParameterGroup& group : optimizer.group()) {
+    Choice& own = all.emplace_back(section);
+    if (group.has_rule()) own.rule = group.rule();
+    if (group.has_state()) own.state = group.state();
+    if (group.has_master_weight_bits()) own.master_weight_bits = group.master_weight_bits();
+  }
+  return all;
 }
 
 /// Whether a step of the rule is about a learning rate long.
-bool steps_by_learning_rate(const proto::OptimizerSection& optimizer) {
-  return optimizer.rule() != proto::UpdateRuleKind::SGD &&
-         optimizer.rule() != proto::UpdateRuleKind::SGDW;
+bool steps_by_learning_rate(proto::UpdateRuleKind::Value rule) {
+  return rule != proto::UpdateRuleKind::SGD && rule != proto::UpdateRuleKind::SGDW;
 }
 
 /// Bits of the largest magnitude among a run of elements.
@@ -93,7 +112,9 @@ std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config) {
   const bool nearest = rounding_of(config) == Rounding::kNearest;
   const bool v1 = optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1;
   // A root falls by (1 - beta2) / 2 of itself a step: below half a code even at the largest, 255.
-  if (has_variance_codes(optimizer) && nearest && !v1 && 255 * (1 - optimizer.beta2()) < 1) {
+  const std::vector<Choice> choices = choices_of(optimizer);
+  const bool codes = std::ranges::any_of(choices, &Choice::has_variance_codes);
+  if (codes && nearest && !v1 && 255 * (1 - optimizer.beta2()) < 1) {
     return NumericsFinding{
         "beta2",
         fmt::format("optimizer.beta2 {} with optimizer.rounding NEAREST: 8-bit variances can rise "
@@ -101,7 +122,7 @@ std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config) {
                     "beta2 to 0.996 or less",
                     optimizer.beta2())};
   }
-  if (nearest && optimizer.master_weight_bits() == 0) {
+  if (nearest && std::ranges::count(choices, 0, &Choice::master_weight_bits) > 0) {
     return NumericsFinding{
         "master_weight_bits",
         "optimizer.master_weight_bits 0 with optimizer.rounding NEAREST: a weight moves only by "
@@ -118,7 +139,6 @@ double shortest_step(WeightFormat format, Rounding rounding, float magnitude) {
 std::optional<NumericsFinding> unmovable_weights(Communicator& communicator, Backend& backend,
                                                  const ShardedState& state,
                                                  const proto::RunConfig& config) {
-  if (!steps_by_learning_rate(config.optimizer())) return {};
   const ShardLayout& layout = state.layout();
   std::vector<int64_t> largest(static_cast<size_t>(layout.tensors()), 0);
   for (const ShardTensorView& view : state.shard_views()) {
@@ -129,29 +149,36 @@ std::optional<NumericsFinding> unmovable_weights(Communicator& communicator, Bac
   }
   communicator.all_reduce(largest, ReduceOp::kMax).wait("waiting for the largest weights");
 
-  const double rate = config.optimizer().learning_rate();
+  const auto settings = settings_of_tensors(config.optimizer(), layout.parameters());
   struct {
     int tensor = -1;
     float weight = 0;
-    double least = 0;
+    double least = 0, rate = 1;
   } worst;
   int tensors = 0;
   for (int t = 0; t < layout.tensors(); ++t) {
     const auto weight =
         std::bit_cast<float>(static_cast<uint32_t>(largest[static_cast<size_t>(t)]));
+    const TensorSettings& own = settings[static_cast<size_t>(t)];
+    const double rate = config.optimizer().learning_rate() * own.learning_rate_factor;
     const double least = shortest_step(state.weight_format(t), rounding_of(config), weight);
-    if (rate >= least) continue;
+    // A factor of 0 means that nothing moves.
+    if (rate >= least || rate == 0 || !steps_by_learning_rate(own.rule)) continue;
     ++tensors;
-    if (least > worst.least) worst = {t, weight, least};
+    if (least / rate > worst.least / worst.rate) worst = {t, weight, least, rate};
   }
   if (tensors == 0) return {};
   return NumericsFinding{
       "learning_rate",
-      fmt::format("a step of optimizer.learning_rate {} cannot move the largest weights of {} "
+      fmt::format("a step of optimizer.learning_rate {}{} cannot move the largest weights of {} "
                   "tensor(s); {} has weights up to {:.3g}, which move by {:.3g} or more. Hint: "
                   "raise the learning rate or optimizer.master_weight_bits, or set "
                   "optimizer.rounding STOCHASTIC",
-                  rate, tensors, layout.parameter(worst.tensor).name, worst.weight, worst.least)};
+                  config.optimizer().learning_rate(),
+                  worst.rate == config.optimizer().learning_rate()
+                      ? ""
+                      : fmt::format(", with its group's factor {:.3g},", worst.rate),
+                  tensors, layout.parameter(worst.tensor).name, worst.weight, worst.least)};
 }
 
 std::optional<NumericsFinding> unhealthy_counters(const UpdateHealth& health,

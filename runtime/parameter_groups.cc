@@ -178,6 +178,19 @@ std::vector<ParameterGroupMembers> members_of_groups(const proto::OptimizerSecti
   return groups;
 }
 
+std::vector<TensorSettings> settings_of_tensors(const proto::OptimizerSection& optimizer,
+                                                std::span<const ParameterSpec> parameters) {
+  const std::vector<int> groups = groups_of_tensors(optimizer, parameters);
+  std::vector<TensorSettings> all;
+  for (size_t t = 0; t < parameters.size(); ++t) {
+    const StateSettings stored = state_settings(optimizer, groups[t], parameters[t]);
+    const double factor =
+        groups[t] == kNoGroup ? 1 : optimizer.group(groups[t]).learning_rate_factor();
+    all.push_back({stored.rule, stored.state, stored.master_weight_bits, factor});
+  }
+  return all;
+}
+
 void require_same_states(const proto::OptimizerSection& before,
                          const proto::OptimizerSection& after,
                          std::span<const ParameterSpec> parameters, const std::string& where) {

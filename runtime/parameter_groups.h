@@ -27,6 +27,17 @@ struct ParameterGroupMembers {
 std::vector<ParameterGroupMembers> members_of_groups(const proto::OptimizerSection& optimizer,
                                                      std::span<const ParameterSpec> parameters);
 
+/// What the update of a tensor goes by, its group's settings included.
+struct TensorSettings {
+  proto::UpdateRuleKind::Value rule;
+  proto::OptimizerState::Value state;
+  int master_weight_bits;
+  double learning_rate_factor;
+};
+/// Of every parameter. Throws like members_of_groups.
+std::vector<TensorSettings> settings_of_tensors(const proto::OptimizerSection& optimizer,
+                                                std::span<const ParameterSpec> parameters);
+
 /// Throws Error(kUsage) naming the first tensor whose rule or stored state differs between two
 /// configurations: a checkpoint of one cannot go on with the other. `where` is the checkpoint.
 void require_same_states(const proto::OptimizerSection& before,

@@ -86,10 +86,11 @@ ProcessorShare share_processors(Communicator& communicator) {
   hashes[own] = XXH3_64bits(text.data(), text.size());
   gather_plain(communicator, "waiting for what every rank may run on", std::span(hashes));
 
-  ProcessorShare share{cpu::read_cores(allowed), cpu::read_processor_quota(), 0, 0};
+  ProcessorShare share{cpu::read_cores(allowed), cpu::read_processor_quota(), 0, 0, 0};
   for (int r = 0; r < communicator.world_size(); ++r) {
-    const bool shares = hashes[static_cast<size_t>(r)] == hashes[own] &&
-                        communicator.host(r) == communicator.host(communicator.rank());
+    if (communicator.host(r) != communicator.host(communicator.rank())) continue;
+    ++share.ranks_of_host;
+    const bool shares = hashes[static_cast<size_t>(r)] == hashes[own];
     if (!shares) continue;
     if (r < communicator.rank()) ++share.index;
     ++share.ranks;
@@ -102,7 +103,7 @@ ThreadPlacement place_threads(const proto::RunConfig& config, const ProcessorSha
   const auto count = static_cast<int>(units.size());
   const int of_cores = std::max(1, count / share.ranks);
   const int of_quota =
-      share.quota ? std::max(1, static_cast<int>(std::min(*share.quota, 1e6) / share.ranks))
+      share.quota ? std::max(1, static_cast<int>(std::min(*share.quota, 1e6) / share.ranks_of_host))
                   : of_cores;
   const bool chosen = config.run().threads() > 0;
 

@@ -16,9 +16,11 @@ namespace flashshard {
 /// What a rank may use, and with how many others.
 struct ProcessorShare {
   std::vector<cpu::Core> cores;  // of the processors that launcher and kernel allow
-  std::optional<double> quota;   // processors' worth of time that the ranks have together
-  int ranks = 1;                 // of this host that may run on the same processors
-  int index = 0;                 // this rank's place among them
+  std::optional<double>
+      quota;              // processors' worth of time that the ranks of the host have together
+  int ranks = 1;          // of this host that may run on the same processors
+  int index = 0;          // this rank's place among them
+  int ranks_of_host = 1;  // whatever they may run on
 
   cpu::ProcessorList processors() const;
 };

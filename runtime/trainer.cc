@@ -30,6 +30,7 @@
 #include "runtime/run_checkpoint.h"
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
+#include "runtime/same_program.h"
 #include "runtime/stop_signal.h"
 
 namespace flashshard {
@@ -123,6 +124,8 @@ class Trainer {
   ExitCode run();
   int64_t last_step() const { return progress_.step; }
   void log_error(std::string_view message) { reporter_.log_error(message); }
+  /// After an error that all ranks share: what they have begun together is finished together.
+  void finish_transfers();
 
  private:
   void open_data();
@@ -178,6 +181,9 @@ ExitCode Trainer::run() {
   run_and_agree(communicator_, [&] {
     engine_ = std::make_unique<Engine>(communicator_, config_, train_data_->vocab_size());
   });
+  require_same_program(communicator_, config_.parallelism().reproducible()
+                                          ? engine_->backend().environment()
+                                          : std::string_view());
   start_or_resume();
   run_and_agree(communicator_, [&] {
     reporter_.begin(folder_, config_, progress_.step,
@@ -417,6 +423,11 @@ void Trainer::save_trace(TracedBackend& traced) {
 
 void Trainer::count_skip(const StepOutcome& outcome) {
   if (outcome.applied) {
+    if (outcome.skipped_buckets > 0) {
+      reporter_.warning(fmt::format("step {} left out {} bucket{} whose gradients were not finite",
+                                    progress_.step, outcome.skipped_buckets,
+                                    outcome.skipped_buckets == 1 ? "" : "s"));
+    }
     consecutive_skips_ = 0;
     return;
   }
@@ -502,6 +513,15 @@ ExitCode Trainer::finish() {
   return code;
 }
 
+void Trainer::finish_transfers() {
+  if (!engine_) return;
+  try {
+    engine_->optimizer().finish_gathers();
+  } catch (const Error& error) {
+    reporter_.log_error(error.what());  // the first error is the one to tell
+  }
+}
+
 /// Rank 0 creates the folder, the others join it: all fail together, with rank 0's reason.
 RunFolder open_folder(Communicator& communicator, const std::string& directory) {
   std::optional<RunFolder> folder;
@@ -542,6 +562,7 @@ ExitCode train(Communicator& communicator, const TrainRequest& request) {
     return trainer->run();
   } catch (const Error& error) {
     if (trainer) {
+      if (dynamic_cast<const AgreedError*>(&error) != nullptr) trainer->finish_transfers();
       last_step = trainer->last_step();
       trainer->log_error(error.what());
     }

@@ -1,6 +1,7 @@
 // bench: the project's measurements.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -18,8 +19,11 @@ struct BenchArguments {
 
 ExitCode run(const BenchArguments& arguments) {
   // Minutes of measuring for a file that cannot be written would be a pity.
-  if (!arguments.json.empty())
+  // A file that is there keeps its measurements until there are new ones.
+  if (!arguments.json.empty() && !std::filesystem::is_regular_file(arguments.json)) {
     metrics::replace_file(arguments.json, "", metrics::Durability::kAtomic);
+    std::filesystem::remove(arguments.json);
+  }
   const auto rows = bench_optimizer(arguments.optimizer);
   fmt::print("{}", to_text(arguments.optimizer, rows));
   if (!arguments.json.empty()) {

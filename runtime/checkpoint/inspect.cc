@@ -73,7 +73,10 @@ std::string to_text(const Inspection& inspection) {
                       run.tokens_consumed);
   text += fmt::format("saved by       {} rank{}\n", inspection.world_size,
                       inspection.world_size == 1 ? "" : "s");
-  for (const auto& [name, value] : run.counters) text += fmt::format("{:<14} {}\n", name, value);
+  for (const auto& [name, value] : run.counters) {
+    if (name.ends_with("_bits")) continue;  // bits of a number, for machines
+    text += fmt::format("{:<14} {}\n", name, value);
+  }
   text += class_table(inspection);
   text += fmt::format("  {:<12} {:>16} bytes\n", "on disk", inspection.file_bytes);
   return text + fmt::format(

@@ -299,6 +299,20 @@ void read_text(std::string_view text, const std::string& source, proto::RunConfi
 
 namespace {
 
+/// Refuses text that goes on behind its message's closing brace: it would be lost.
+void require_nothing_else(const RepeatedSetting& repeated, proto::RunConfig read,
+                          std::string_view text) {
+  const auto* reflection = read.GetReflection();
+  auto& section = *reflection->MutableMessage(&read, repeated.section);
+  section.GetReflection()->ClearField(&section, repeated.field);
+  const bool more_in_section = section.ByteSizeLong() > 0;
+  reflection->ClearField(&read, repeated.section);
+  if (!more_in_section && read.ByteSizeLong() == 0) return;
+  throw Error(ExitCode::kUsage,
+              fmt::format("{} takes one message in braces, not {}", repeated.path, quoted(text)),
+              "--set", "close the brace at the end, or give other fields a --set of their own");
+}
+
 /// --set section.name=TEXT adds one message in text format; without TEXT all of them go.
 void apply_repeated(const RepeatedSetting& repeated, std::string_view text,
                     proto::RunConfig& config, Origins& origins) {
@@ -310,6 +324,7 @@ void apply_repeated(const RepeatedSetting& repeated, std::string_view text,
   Origins ignored;
   read_text(fmt::format("{} {{ {} {} }}", repeated.section->name(), repeated.field->name(), text),
             "--set " + repeated.path, added, ignored);
+  require_nothing_else(repeated, added, text);
   const auto& from = added.GetReflection()->GetMessage(added, repeated.section);
   for (int i = 0; i < reflection->FieldSize(from, repeated.field); ++i) {
     const std::string path =

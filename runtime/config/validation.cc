@@ -220,7 +220,7 @@ Violation group_decay_shrinks(const proto::RunConfig& config) {
     const double decay = group.has_weight_decay() ? group.weight_decay() : optimizer.weight_decay();
     const double rate =
         optimizer.decouple_lr() ? 1 : optimizer.learning_rate() * group.learning_rate_factor();
-    if (rate * decay < 1) return Violation();
+    if (rate * decay < 1 || group.learning_rate_factor() == 0) return Violation();
     return Violation(fmt::format(
         "{} takes {} of a weight in a step at the peak of the learning rate, with "
         "optimizer.learning_rate ({}), its learning_rate_factor ({}) and a weight decay of {}: it "

@@ -128,11 +128,40 @@ TEST_F(NumericsChecks, ALearningRateThatMovesNothingIsRefusedBeforeTheFirstStep)
   EXPECT_EQ(run(1, config("sgd", sgd)), ExitCode::kDone);
 }
 
-TEST_F(NumericsChecks, TheSameGroupsAreSampledAtEveryWorldSize) {
+TEST_F(NumericsChecks, ATensorIsJudgedByItsOwnGroup) {
+  const auto with = [&](const char* name, std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), {"train.steps=2", "numerics.check=REFUSE"});
+    return config(name, overrides);
+  };
+  const std::string slow = "optimizer.learning_rate=1e-10";
+  const Error error =
+      failure(1, with("a", {"optimizer.group={ pattern: '*norm*' learning_rate_factor: 1e-9 }"}));
+  EXPECT_EQ(error.code(), ExitCode::kNumerics);
+  EXPECT_THAT(error.what(), HasSubstr("with its group's factor"));
+  const std::string faster = "optimizer.group={ pattern: '*' learning_rate_factor: 1000 }";
+  EXPECT_EQ(run(1, with("b", {slow, faster})), ExitCode::kDone);
+  const std::string lion = "optimizer.group={ pattern: '*norm*' rule: LION }";
+  EXPECT_EQ(failure(1, with("c", {slow, "optimizer.rule=SGD", lion})).code(), ExitCode::kNumerics);
+  const std::string none = "optimizer.group={ pattern: '*' learning_rate_factor: 0 }";
+  EXPECT_EQ(run(1, with("d", {none})), ExitCode::kDone) << "nothing is meant to move";
+  const auto nearest = with("e", {"optimizer.rounding=NEAREST",
+                                  "optimizer.group={ pattern: '*norm*' master_weight_bits: 0 }"});
+  EXPECT_EQ(harmful_setting(nearest)->kind, "master_weight_bits");
+}
+
+class SampledGroups : public NumericsChecks, public ::testing::WithParamInterface<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Release, SampledGroups, ::testing::Values("false", "true"));
+
+TEST_P(SampledGroups, AreTheSameAtEveryWorldSize) {
   std::vector<std::vector<int64_t>> sampled;
   for (int ranks : {1, 2, 3}) {
     const std::string run_name = "ranks" + std::string(1, static_cast<char>('0' + ranks));
-    ASSERT_EQ(run(ranks, config(run_name)), ExitCode::kDone);
+    std::vector<std::string> overrides;
+    if (std::string_view(GetParam()) == "true") {
+      overrides = {"parallelism.stage=2", "parallelism.reduce=EACH", "parallelism.release=true",
+                   "optimizer.clip_norm=0", "optimizer.skip_scope=BUCKET"};
+    }
+    ASSERT_EQ(run(ranks, config(run_name, overrides)), ExitCode::kDone);
     auto& counts = sampled.emplace_back();
     for (const auto& line : metrics(run_name)) {
       counts.push_back(line["health"]["sampled_groups"].get<int64_t>());

@@ -42,7 +42,7 @@ std::vector<ThreadPlacement> all_ranks(const std::vector<Core>& cores, int ranks
                                        std::optional<double> quota = {}) {
   std::vector<ThreadPlacement> placements;
   for (int index = 0; index < ranks; ++index) {
-    placements.push_back(place_threads(run, {cores, quota, ranks, index}));
+    placements.push_back(place_threads(run, {cores, quota, ranks, index, ranks}));
   }
   return placements;
 }
@@ -73,6 +73,12 @@ TEST(ThreadPlacement, GivesEachOfMoreRanksThanCoresAHardwareThread) {
   EXPECT_THAT(ranks[1].processors, ElementsAre(1));
   EXPECT_THAT(ranks[2].processors, ElementsAre(2, 3));
   for (const ThreadPlacement& rank : ranks) EXPECT_EQ(rank.threads, 1);
+}
+
+TEST(ThreadPlacement, DividesAQuotaByAllRanksOfTheHostWhateverTheyMayRunOn) {
+  // Two of four ranks share this half of the machine; the control group holds all four.
+  const ThreadPlacement rank = place_threads(config(), {machine(1, 16, 1), 8.0, 2, 0, 4});
+  EXPECT_EQ(rank.threads, 2);
 }
 
 TEST(ThreadPlacement, OfMoreRanksThanProcessorsIsLeftToTheKernel) {
