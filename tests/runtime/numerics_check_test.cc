@@ -130,7 +130,7 @@ TEST_F(NumericsChecks, ALearningRateThatMovesNothingIsRefusedBeforeTheFirstStep)
 
 TEST_F(NumericsChecks, ATensorIsJudgedByItsOwnGroup) {
   const auto with = [&](const char* name, std::vector<std::string> overrides) {
-    overrides.insert(overrides.end(), {"train.steps=2", "numerics.check=REFUSE"});
+    overrides.insert(overrides.end(), {"train.steps=6", "numerics.check=REFUSE"});
     return config(name, overrides);
   };
   const std::string slow = "optimizer.learning_rate=1e-10";
