@@ -47,7 +47,8 @@ WeightFormat weight_format(const ImportRequest& request, int bits) {
 std::string config_text(const LlamaOptions& model, const ImportRequest& request) {
   proto::RunConfig config;
   config.mutable_run()->set_dir(request.output);
-  config.mutable_data()->set_path(request.output);
+  // Nothing was trained here; where a moved checkpoint finds its tokenizer (tokenizer_folder).
+  config.mutable_data()->set_path(join(request.output, "tokenizer"));
   auto& m = *config.mutable_model();
   const bool fp32 = request.dtype == DType::kFP32;
   m.set_dtype(fp32 ? proto::WeightType::FP32 : proto::WeightType::BF16);
