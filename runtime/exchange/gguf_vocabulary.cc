@@ -92,24 +92,34 @@ std::string splitting_of(const json& pre_tokenizer, const std::string& where) {
                          : json::array({pre_tokenizer});
   std::string name;
   bool byte_level = false;
+  const auto split_as = [&](std::string_view splitting) {
+    if (!name.empty()) refuse(where, "it splits a text twice");
+    name = splitting;
+  };
   for (const json& step : steps) {
     if (!step.is_object()) break;
     const std::string type = step.value("type", "");
     if (type == "ByteLevel") {
       byte_level = true;
       if (step.value("add_prefix_space", true)) refuse(where, "it adds a space before a text");
-      if (step.value("use_regex", true)) name = "gpt-2";
+      if (step.value("use_regex", true)) split_as("gpt-2");
     } else if (type == "Split") {
       const json pattern = step.value("pattern", json::object());
       const std::string expression = pattern.is_object() ? pattern.value("Regex", "") : "";
       const auto known = std::ranges::find(kSplittings, expression, &Splitting::expression);
-      if (known != kSplittings.end()) name = known->name;
+      if (known == kSplittings.end()) {
+        refuse(where, "its splitting expression is not one of Llama 3 or Qwen2");
+      }
+      if (step.value("behavior", "") != "Isolated" || step.value("invert", false)) {
+        refuse(where, "its splitting expression does not cut out what it matches");
+      }
+      split_as(known->name);
     } else {
       refuse(where, fmt::format("its pre-tokenizer is {}", type));
     }
   }
   if (!byte_level) refuse(where, "it is not byte-level");
-  if (name.empty()) refuse(where, "its splitting expression is not one of Llama 3, Qwen2 or GPT-2");
+  if (name.empty()) refuse(where, "it has no splitting expression");
   return name;
 }
 

@@ -192,6 +192,27 @@ TEST_F(Vocabulary, ThatLlamaCppDoesNotHaveIsRefusedWithTheReason) {
   refused(R"({"added_tokens": [{"id": 7}]})", ExitCode::kBadData, "bad tokenizer file");
 }
 
+TEST_F(Vocabulary, ThatSplitsTextOtherwiseThanItsNamesakeIsRefused) {
+  const auto refused = [&](const std::string& at, const nlohmann::json& value,
+                           const std::string& why) {
+    nlohmann::json tokenizer = qwen();
+    tokenizer["pre_tokenizer"]["pretokenizers"][nlohmann::json::json_pointer(at)] = value;
+    const Error error = refusal(tokenizer);
+    EXPECT_EQ(error.code(), ExitCode::kUsage) << at;
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(why), HasSubstr("tokenizer.json"))) << at;
+  };
+  refused("/0/pattern/Regex", "\\d+", "its splitting expression is not one of");
+  refused("/0/pattern", {{"String", " "}}, "its splitting expression is not one of");
+  refused("/0/behavior", "Removed", "does not cut out what it matches");
+  refused("/0/invert", true, "does not cut out what it matches");
+  refused("/1/use_regex", true, "it splits a text twice");
+  refused("/2", qwen()["pre_tokenizer"]["pretokenizers"][0], "it splits a text twice");
+  // An expression of somebody else beside one that is known.
+  nlohmann::json other = qwen()["pre_tokenizer"]["pretokenizers"][0];
+  other["pattern"]["Regex"] = "\\d";
+  refused("/2", other, "its splitting expression is not one of");
+}
+
 TEST_F(Vocabulary, OfSentencePieceHasPiecesScoresAndBytes) {
   const std::string folder = FLASHSHARD_TEST_DATA "/runtime/data/golden";
   const GgufVocabulary vocabulary =
