@@ -271,7 +271,8 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const ImportRequest& request
     if (!identity) result.warnings.emplace_back("the folder has no tokenizer");
     return identity;
   } catch (const Error& error) {
-    if (error.code() != ExitCode::kUsage) throw;
+    // The program that would read it is missing, or its files are damaged.
+    if (error.code() != ExitCode::kUsage && error.code() != ExitCode::kBadData) throw;
     result.warnings.push_back(fmt::format("its tokenizer is left aside: {}", error.what()));
     return std::nullopt;
   }

@@ -311,6 +311,18 @@ TEST_F(ImportedFolder, HasItsTokenizerWhereACheckpointIsMovedOrResharded) {
   EXPECT_FALSE(std::filesystem::exists(run_ / "elsewhere/tokenizer"));
 }
 
+TEST_F(ImportedFolder, WithADamagedTokenizerIsImportedWithoutIt) {
+  const std::string folder = copy_of("llama3");
+  const auto expected = import_from(folder, "without").hash;
+  write_text(folder + "/tokenizer.model", "no model");
+  const ImportResult result = import_from(folder, "damaged");
+  EXPECT_EQ(result.hash, expected);
+  EXPECT_EQ(result.tokenizer, "");
+  EXPECT_THAT(result.warnings, ElementsAre(AllOf(HasSubstr("its tokenizer is left aside"),
+                                                 HasSubstr("tokenizer.model"))));
+  EXPECT_FALSE(std::filesystem::exists(run_ / "damaged/tokenizer"));
+}
+
 TEST_F(ImportedFolder, WithoutAModelIsRefused) {
   EXPECT_EQ(failure(run_ / "nowhere").code(), ExitCode::kUsage);
   const std::string folder = copy_of("llama3");
