@@ -185,7 +185,13 @@ GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
   const bool pieces = identity.kind == "sentencepiece";
   const auto path = folder / (pieces ? data::kSentencePieceFile : data::kHuggingFaceFile);
   require_tokenizer_file(identity, path);
-  return pieces ? sentencepiece_vocabulary(path) : hugging_face_vocabulary(path);
+  if (pieces) return sentencepiece_vocabulary(path);
+  GgufVocabulary vocabulary = hugging_face_vocabulary(path);
+  vocabulary.beginning_of_text = beginning_of_text(path);
+  if (vocabulary.beginning_of_text >= static_cast<int64_t>(vocabulary.tokens.size())) {
+    damaged(path.string(), "post_processor: an id is no number of a token");
+  }
+  return vocabulary;
 }
 
 void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t rows,
@@ -212,7 +218,9 @@ void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t 
   header.add_integers("tokenizer.ggml.token_type", vocabulary.types);
   if (vocabulary.model == "gpt2") header.add_texts("tokenizer.ggml.merges", vocabulary.merges);
   if (end_of_document >= 0) header.add_number("tokenizer.ggml.eos_token_id", end_of_document);
-  header.add_flag("tokenizer.ggml.add_bos_token", false);
+  const bool begins = vocabulary.beginning_of_text != data::kNoToken;
+  if (begins) header.add_number("tokenizer.ggml.bos_token_id", vocabulary.beginning_of_text);
+  header.add_flag("tokenizer.ggml.add_bos_token", begins);
   header.add_flag("tokenizer.ggml.add_eos_token", false);
   header.add_flag("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix);
 }

@@ -16,9 +16,10 @@ struct GgufVocabulary {
   std::string model;      // "gpt2": byte-level BPE; "llama": SentencePiece's BPE
   std::string splitting;  // llama.cpp's name for how text is split before the merges
   std::vector<std::string> tokens;
-  std::vector<int32_t> types;       // SentencePiece's numbers: normal 1, control 3, ...
-  std::vector<float> scores;        // "llama"
-  std::vector<std::string> merges;  // "gpt2"
+  std::vector<int32_t> types;                  // SentencePiece's numbers: normal 1, control 3, ...
+  std::vector<float> scores;                   // "llama"
+  std::vector<std::string> merges;             // "gpt2"
+  int32_t beginning_of_text = data::kNoToken;  // the token that stands before every text
   bool add_space_prefix = false;
   std::vector<std::string> warnings;  // where llama.cpp will split some texts differently
 };

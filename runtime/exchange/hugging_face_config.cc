@@ -228,8 +228,11 @@ HuggingFaceConfig read_hugging_face_config(std::string_view text, const std::str
 HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& write) {
   const LlamaOptions& model = write.model;
   const Family& family = kFamilies[model.qkv_bias ? 1 : 0];
-  nlohmann::ordered_json end = nullptr;
-  if (write.end_of_document >= 0) end = write.end_of_document;
+  const auto id_or_null = [](int32_t token) {
+    return token >= 0 ? nlohmann::ordered_json(token) : nlohmann::ordered_json(nullptr);
+  };
+  const nlohmann::ordered_json beginning = id_or_null(write.beginning_of_text);
+  const nlohmann::ordered_json end = id_or_null(write.end_of_document);
   nlohmann::ordered_json json = {
       {"architectures", {family.architecture}},
       {"model_type", family.model_type},
@@ -251,7 +254,7 @@ HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& w
       {"attention_dropout", 0.0},
       {"tie_word_embeddings", model.tied_embeddings},
       {"use_cache", true},
-      {"bos_token_id", nullptr},
+      {"bos_token_id", beginning},
       {"eos_token_id", end}};
   if (model.qkv_bias) {
     json["use_sliding_window"] = false;
@@ -259,7 +262,7 @@ HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& w
     json["attention_bias"] = false;
     json["mlp_bias"] = false;
   }
-  const nlohmann::ordered_json generation = {{"bos_token_id", nullptr}, {"eos_token_id", end}};
+  const nlohmann::ordered_json generation = {{"bos_token_id", beginning}, {"eos_token_id", end}};
   return {json.dump(2) + "\n", generation.dump(2) + "\n"};
 }
 

@@ -105,14 +105,17 @@ TEST(HuggingFaceConfig, WithRopeParametersOfNoTypeHasUnscaledFrequencies) {
 TEST(HuggingFaceConfig, WrittenIsReadBack) {
   for (const char* name : {"llama3", "qwen2"}) {
     const LlamaOptions model = read_model(golden(name));
-    const auto files = write_hugging_face_config({.model = model, .end_of_document = 7});
+    const auto files =
+        write_hugging_face_config({.model = model, .beginning_of_text = 6, .end_of_document = 7});
     const HuggingFaceConfig read = read_hugging_face_config(files.config, "config.json");
     expect_same(read.model, model);
     EXPECT_THAT(read.unknown_fields, IsEmpty());
     const auto config = nlohmann::json::parse(files.config);
     EXPECT_EQ(config["architectures"], golden(name)["architectures"]);
     EXPECT_EQ(config["torch_dtype"], "bfloat16");
+    EXPECT_EQ(config["bos_token_id"], 6);
     EXPECT_EQ(config["eos_token_id"], 7);
+    EXPECT_EQ(nlohmann::json::parse(files.generation_config)["bos_token_id"], 6);
     EXPECT_EQ(nlohmann::json::parse(files.generation_config)["eos_token_id"], 7);
   }
 }
@@ -125,6 +128,7 @@ TEST(HuggingFaceConfig, OfAModelWithoutALimitOfPositionsHasThoseItWasTrainedOn) 
   const auto config = nlohmann::json::parse(files.config);
   EXPECT_EQ(config["max_position_embeddings"], 512);
   EXPECT_EQ(config["torch_dtype"], "float32");
+  EXPECT_TRUE(config["bos_token_id"].is_null());
   EXPECT_TRUE(config["eos_token_id"].is_null());
 }
 
