@@ -123,12 +123,18 @@ std::string splitting_of(const json& pre_tokenizer, const std::string& where) {
   return name;
 }
 
+[[noreturn]] void too_large(const std::string& what, const std::string& where) {
+  throw Error(ExitCode::kUsage, what, where, "leave it out with --no-tokenizer");
+}
+
+/// `rows`: of the embedding. An id from a file must not decide what is allocated.
 void set_token(GgufVocabulary& vocabulary, const json& id, const std::string& text, int32_t type,
-               const std::string& where) {
-  constexpr int64_t kMostTokens = 1 << 24;
-  if (!id.is_number_unsigned() || id >= kMostTokens)
-    damaged(where, "an id is no number of a token");
-  const auto at = id.get<size_t>();
+               int64_t rows, const std::string& where) {
+  if (!id.is_number_unsigned()) damaged(where, "an id is no number of a token");
+  const auto at = id.get<uint64_t>();
+  if (at >= static_cast<uint64_t>(rows)) {
+    too_large(fmt::format("the tokenizer has a token {}, the model {} tokens", at, rows), where);
+  }
   if (at >= vocabulary.tokens.size()) {
     vocabulary.tokens.resize(at + 1);
     vocabulary.types.resize(at + 1, kUnused);
@@ -137,7 +143,7 @@ void set_token(GgufVocabulary& vocabulary, const json& id, const std::string& te
   vocabulary.types[at] = type;
 }
 
-GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
+GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path, int64_t rows) {
   const std::string where = path.string();
   const data::MappedFile file(path);
   const auto parsed =
@@ -157,11 +163,11 @@ GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
     vocabulary.model = "gpt2";
     vocabulary.splitting = splitting_of(tokenizer.value("pre_tokenizer", json()), where);
     for (const auto& [token, id] : model.at("vocab").items()) {
-      set_token(vocabulary, id, token, kNormal, where);
+      set_token(vocabulary, id, token, kNormal, rows, where);
     }
     for (const json& added : tokenizer.value("added_tokens", json::array())) {
       set_token(vocabulary, added.at("id"), added.at("content").get<std::string>(),
-                added.value("special", false) ? kControl : kUserDefined, where);
+                added.value("special", false) ? kControl : kUserDefined, rows, where);
     }
     for (const json& merge : model.at("merges")) {
       vocabulary.merges.push_back(merge.is_array() ? merge.at(0).get<std::string>() + " " +
@@ -177,7 +183,7 @@ GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
 }  // namespace
 
 GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
-                                    const std::filesystem::path& folder) {
+                                    const std::filesystem::path& folder, int64_t rows) {
   if (identity.kind == "byte") return byte_vocabulary();
   if (identity.kind != "sentencepiece" && identity.kind != "hf") {
     refuse("", fmt::format("{} shards do not say how their tokens were made", identity.kind));
@@ -186,7 +192,7 @@ GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
   const auto path = folder / (pieces ? data::kSentencePieceFile : data::kHuggingFaceFile);
   require_tokenizer_file(identity, path);
   if (pieces) return sentencepiece_vocabulary(path);
-  GgufVocabulary vocabulary = hugging_face_vocabulary(path);
+  GgufVocabulary vocabulary = hugging_face_vocabulary(path, rows);
   vocabulary.beginning_of_text = beginning_of_text(path);
   if (vocabulary.beginning_of_text >= static_cast<int64_t>(vocabulary.tokens.size())) {
     damaged(path.string(), "post_processor: an id is no number of a token");
@@ -197,10 +203,9 @@ GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
 void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t rows,
                     GgufHeader& header) {
   if (static_cast<int64_t>(vocabulary.tokens.size()) > rows) {
-    throw Error(
-        ExitCode::kUsage,
+    too_large(
         fmt::format("the tokenizer has {} tokens, the model {}", vocabulary.tokens.size(), rows),
-        "", "leave it out with --no-tokenizer");
+        "");
   }
   vocabulary.tokens.resize(static_cast<size_t>(rows));
   vocabulary.types.resize(static_cast<size_t>(rows), kUnused);

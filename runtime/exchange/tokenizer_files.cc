@@ -43,7 +43,8 @@ int32_t first_token(const json& processing, const std::filesystem::path& path) {
   const auto name = pieces[0]["SpecialToken"].at("id").get<std::string>();
   const json& ids = processing.at("special_tokens").at(name).at("ids");
   if (!ids.is_array() || ids.size() != 1) return data::kNoToken;
-  if (!ids[0].is_number_unsigned() || ids[0] > std::numeric_limits<int32_t>::max()) {
+  constexpr uint64_t kMost = std::numeric_limits<int32_t>::max();
+  if (!ids[0].is_number_unsigned() || ids[0].get<uint64_t>() > kMost) {
     damaged(path, "post_processor: an id is no number of a token");
   }
   return ids[0].get<int32_t>();

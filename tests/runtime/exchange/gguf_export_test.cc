@@ -151,7 +151,7 @@ class Vocabulary : public ::testing::Test {
   /// The vocabulary of a tokenizer.json, as if it were the checkpoint's.
   GgufVocabulary read(const nlohmann::json& tokenizer) {
     write_text(run_ / "tokenizer.json", tokenizer.dump());
-    return read_gguf_vocabulary(identity_of("hf", run_ / "tokenizer.json"), run_.path());
+    return read_gguf_vocabulary(identity_of("hf", run_ / "tokenizer.json"), run_.path(), kRows);
   }
   Error refusal(const nlohmann::json& tokenizer) {
     try {
@@ -173,6 +173,7 @@ class Vocabulary : public ::testing::Test {
                        {"id": 5, "content": "<tool>", "special": false}]})JSON");
   }
 
+  static constexpr int64_t kRows = 340;  // of the embedding
   TemporaryFolder run_;
 };
 
@@ -219,7 +220,8 @@ TEST_F(Vocabulary, ThatLlamaCppDoesNotHaveIsRefusedWithTheReason) {
           ExitCode::kUsage, "splitting expression");
   refused(R"({"model": null})", ExitCode::kBadData, "it has no model");
   refused(R"({"model": {"vocab": {"c": -1}}})", ExitCode::kBadData, "no number of a token");
-  refused(R"({"model": {"vocab": {"c": 99999999}}})", ExitCode::kBadData, "no number of a token");
+  refused(R"({"added_tokens": [{"id": "7", "content": "x"}]})", ExitCode::kBadData,
+          "no number of a token");
   refused(R"({"model": {"merges": [3]}})", ExitCode::kBadData, "bad tokenizer file");
   refused(R"({"added_tokens": [{"id": 7}]})", ExitCode::kBadData, "bad tokenizer file");
 }
@@ -265,12 +267,26 @@ TEST_F(Vocabulary, SaysWhichTokenStandsBeforeEveryText) {
   EXPECT_EQ(read(changed("/single/0", processing["single"][1])).beginning_of_text, data::kNoToken);
   EXPECT_EQ(read(changed("/type", "ByteLevel")).beginning_of_text, data::kNoToken);
   EXPECT_EQ(read(changed("/special_tokens/<|end|>/ids", {4, 5})).beginning_of_text, data::kNoToken);
-  for (const auto& id : nlohmann::json::parse(R"([-1, "4", 6, 4294967300])")) {
+  for (const auto& id :
+       nlohmann::json::parse(R"([-1, "4", 6, 4294967300, 18446744073709551615])")) {
     EXPECT_EQ(refusal(changed("/special_tokens/<|end|>/ids/0", id)).code(), ExitCode::kBadData)
         << id;
   }
   EXPECT_EQ(refusal(changed("/special_tokens", nlohmann::json::object())).code(),
             ExitCode::kBadData);
+}
+
+TEST_F(Vocabulary, WithATokenBeyondTheEmbeddingIsRefusedBeforeItTakesMemory) {
+  nlohmann::json tokenizer = qwen();
+  tokenizer["model"]["vocab"]["c"] = kRows - 1;
+  EXPECT_EQ(read(tokenizer).tokens.size(), static_cast<size_t>(kRows));
+  for (const uint64_t id : {uint64_t{kRows}, uint64_t{1} << 23, uint64_t{1} << 62, ~uint64_t{0}}) {
+    tokenizer["model"]["vocab"]["c"] = id;
+    const Error error = refusal(tokenizer);
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_THAT(error.what(),
+                AllOf(HasSubstr("the tokenizer has a token"), HasSubstr("the model 340 tokens")));
+  }
 }
 
 TEST_F(Vocabulary, ThatSplitsTextOtherwiseThanItsNamesakeIsRefused) {
@@ -296,8 +312,8 @@ TEST_F(Vocabulary, ThatSplitsTextOtherwiseThanItsNamesakeIsRefused) {
 
 TEST_F(Vocabulary, OfSentencePieceHasPiecesScoresAndBytes) {
   const std::string folder = FLASHSHARD_TEST_DATA "/runtime/data/golden";
-  const GgufVocabulary vocabulary =
-      read_gguf_vocabulary(identity_of("sentencepiece", folder + "/tokenizer.model"), folder);
+  const GgufVocabulary vocabulary = read_gguf_vocabulary(
+      identity_of("sentencepiece", folder + "/tokenizer.model"), folder, kRows);
   EXPECT_EQ(vocabulary.model, "llama");
   ASSERT_EQ(vocabulary.tokens.size(), 340u);
   EXPECT_EQ(vocabulary.tokens[0], "<unk>");
@@ -310,13 +326,13 @@ TEST_F(Vocabulary, OfSentencePieceHasPiecesScoresAndBytes) {
   EXPECT_THAT(vocabulary.warnings, ElementsAre(HasSubstr("white space")));
 
   write_text(run_ / "tokenizer.model", "no model");
-  EXPECT_THROW(
-      read_gguf_vocabulary(identity_of("sentencepiece", run_ / "tokenizer.model"), run_.path()),
-      Error);
+  EXPECT_THROW(read_gguf_vocabulary(identity_of("sentencepiece", run_ / "tokenizer.model"),
+                                    run_.path(), kRows),
+               Error);
 }
 
 TEST_F(Vocabulary, OfBytesHasEveryByteAndIsFilledUpToTheEmbedding) {
-  GgufVocabulary vocabulary = read_gguf_vocabulary(data::TokenizerIdentity(), "");
+  GgufVocabulary vocabulary = read_gguf_vocabulary(data::TokenizerIdentity(), "", kRows);
   EXPECT_EQ(vocabulary.tokens.size(), 256u);
   EXPECT_EQ(vocabulary.tokens[' '], "\u0120");
   EXPECT_EQ(vocabulary.types[0], 3);
@@ -332,7 +348,7 @@ TEST_F(Vocabulary, OfBytesHasEveryByteAndIsFilledUpToTheEmbedding) {
 TEST_F(Vocabulary, OfNobodyKnowsWhatIsRefused) {
   data::TokenizerIdentity identity;
   identity.kind = "megatron";
-  EXPECT_THROW(read_gguf_vocabulary(identity, ""), Error);
+  EXPECT_THROW(read_gguf_vocabulary(identity, "", kRows), Error);
 }
 
 }  // namespace
