@@ -51,13 +51,14 @@ void copy_tokenizer(const std::string& from, const std::string& to) {
   const auto identity = tokenizer_of(run);
   if (!identity || !identity->has_model_file()) return;
   const auto target = tokenizer_beside(to);
-  if (std::filesystem::exists(target)) return;
+  std::error_code ignored;
+  if (std::filesystem::exists(target, ignored)) return;
   const proto::RunConfig config = parse_run_config(run.config, from + ": its configuration", {});
   const auto source = tokenizer_folder(from, config.data().path());
   // An empty folder would hide what lies with the data.
   const auto file =
       source / (identity->kind == "hf" ? data::kHuggingFaceFile : data::kSentencePieceFile);
-  if (!std::filesystem::exists(file)) {
+  if (!std::filesystem::exists(file, ignored)) {
     throw Error(ExitCode::kBadData, "the checkpoint's tokenizer is not there", file.string(),
                 "copy it to " + target.string());
   }
