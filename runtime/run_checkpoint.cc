@@ -22,6 +22,14 @@ constexpr const char* kBackend = "backend";
 constexpr const char* kDataFingerprint = "data_fingerprint";
 constexpr const char* kTokenizer = "tokenizer";
 
+/// run.dir/tokenizer of run.dir/checkpoints/step-N.
+std::filesystem::path tokenizer_beside(const std::string& step_folder) {
+  std::error_code ignored;
+  std::filesystem::path step = std::filesystem::weakly_canonical(step_folder, ignored);
+  if (!step.has_filename()) step = step.parent_path();
+  return step.parent_path().parent_path() / "tokenizer";
+}
+
 }  // namespace
 
 std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& run) {
@@ -32,12 +40,29 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& 
 
 std::filesystem::path tokenizer_folder(const std::string& step_folder,
                                        const std::string& data_path) {
-  // run.dir/checkpoints/step-N, unless somebody has moved it.
+  // Unless somebody has moved it.
+  const auto beside = tokenizer_beside(step_folder);
   std::error_code ignored;
-  std::filesystem::path step = std::filesystem::weakly_canonical(step_folder, ignored);
-  if (!step.has_filename()) step = step.parent_path();
-  const auto beside = step.parent_path().parent_path() / "tokenizer";
   return std::filesystem::is_directory(beside, ignored) ? beside : std::filesystem::path(data_path);
+}
+
+void copy_tokenizer(const std::string& from, const std::string& to) {
+  const checkpoint::RunState run = checkpoint::read_run_state(from);
+  const auto identity = tokenizer_of(run);
+  if (!identity || !identity->has_model_file()) return;
+  const auto target = tokenizer_beside(to);
+  std::error_code ignored;
+  if (std::filesystem::exists(target, ignored)) return;
+  const proto::RunConfig config = parse_run_config(run.config, from + ": its configuration", {});
+  const auto source = tokenizer_folder(from, config.data().path());
+  // An empty folder would hide what lies with the data.
+  const auto file =
+      source / (identity->kind == "hf" ? data::kHuggingFaceFile : data::kSentencePieceFile);
+  if (!std::filesystem::exists(file, ignored)) {
+    throw Error(ExitCode::kBadData, "the checkpoint's tokenizer is not there", file.string(),
+                "copy it to " + target.string());
+  }
+  data::save_tokenizer_files(source, target);
 }
 
 void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,

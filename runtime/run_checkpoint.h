@@ -34,6 +34,11 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const checkpoint::RunState& 
 std::filesystem::path tokenizer_folder(const std::string& step_folder,
                                        const std::string& data_path);
 
+/// Copies the files of the tokenizer of the step folder `from` to where tokenizer_folder looks
+/// first for those of `to`; nothing when that folder is there, or when the tokenizer has no files.
+/// Throws Error: kBadData (they are gone), kOutOfSpace, kUsage (a folder that may not be written).
+void copy_tokenizer(const std::string& from, const std::string& to);
+
 /// Throws Error(kUsage) when `data` was made with another tokenizer than the checkpoint's. Files of
 /// other programs do not say what made them: their ids alone can be compared with a vocabulary.
 void require_same_tokenizer(const checkpoint::RunState& run, const std::string& checkpoint_path,

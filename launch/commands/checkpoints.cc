@@ -6,9 +6,11 @@
 #include <string>
 
 #include "launch/commands/commands.h"
+#include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/inspect.h"
 #include "runtime/checkpoint/reshard.h"
 #include "runtime/checkpoint/verify.h"
+#include "runtime/run_checkpoint.h"
 
 namespace flashshard::launch {
 namespace {
@@ -44,8 +46,16 @@ ExitCode hash(const CheckpointArguments& arguments) {
   return ExitCode::kDone;
 }
 
-ExitCode run_reshard(const checkpoint::ReshardRequest& request) {
-  const checkpoint::ReshardResult result = checkpoint::reshard(request);
+ExitCode run_reshard(checkpoint::ReshardRequest request) {
+  // Chosen once: the run that it belongs to may be saving.
+  request.source = checkpoint::resolve(request.source);
+  checkpoint::ReshardResult result = checkpoint::reshard(request);
+  try {
+    copy_tokenizer(request.source, result.path);
+  } catch (const Error& error) {
+    // The checkpoint is safe.
+    result.warnings.push_back(fmt::format("its tokenizer was not copied: {}", error.what()));
+  }
   for (const std::string& warning : result.warnings) {
     fmt::print(stderr, "warning: {}\n", warning);
   }

@@ -16,7 +16,10 @@ using TensorMessage = proto::Manifest::Tensor;
 
 // Sizes above these are no model's; below them no product of two and an element's size overflows.
 constexpr int64_t kMostElements = int64_t{1} << 56;
-constexpr int64_t kMostUnitRows = int64_t{1} << 31;
+// A unit is held in memory before a byte of it is read. Its rows are at most a group's size, its
+// elements at most a group of the longest rows.
+constexpr int64_t kMostUnitRows = int64_t{1} << 16;
+constexpr int64_t kMostUnitElements = int64_t{1} << 26;
 constexpr int kMostRanks = 1 << 20;
 constexpr int kMostStates = 16;
 
@@ -80,7 +83,7 @@ class TensorReader {
 
   int64_t unit_rows() const {
     const int64_t rows = message_.unit_rows();
-    require(rows > 0 && rows <= kMostUnitRows && rows <= kMostElements / message_.cols(),
+    require(rows > 0 && rows <= kMostUnitRows && rows <= kMostUnitElements / message_.cols(),
             "unit_rows is out of range");
     return rows;
   }

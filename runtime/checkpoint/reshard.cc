@@ -71,7 +71,7 @@ ReshardResult reshard(const ReshardRequest& request) {
         write_files(source, request.ranks, commit.temporary_path(), file_system);
     commit.commit(manifest, result.warnings);
     result.hash = manifest.logical_hash;
-  } catch (const Error&) {
+  } catch (...) {
     commit.discard();
     throw;
   }

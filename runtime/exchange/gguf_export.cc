@@ -104,7 +104,8 @@ void add_tokenizer(const ExportedModel& source, const ExportRequest& request, Gg
     header.add_text("tokenizer.ggml.model", "no_vocab");
     return;
   }
-  GgufVocabulary vocabulary = read_gguf_vocabulary(*source.tokenizer(), source.tokenizer_folder());
+  GgufVocabulary vocabulary = read_gguf_vocabulary(*source.tokenizer(), source.tokenizer_folder(),
+                                                   source.options().vocab_size);
   warnings = vocabulary.warnings;
   add_vocabulary(std::move(vocabulary), source.tokenizer()->end_of_document,
                  source.options().vocab_size, header);

@@ -92,33 +92,49 @@ std::string splitting_of(const json& pre_tokenizer, const std::string& where) {
                          : json::array({pre_tokenizer});
   std::string name;
   bool byte_level = false;
+  const auto split_as = [&](std::string_view splitting) {
+    if (!name.empty()) refuse(where, "it splits a text twice");
+    name = splitting;
+  };
   for (const json& step : steps) {
     if (!step.is_object()) break;
     const std::string type = step.value("type", "");
     if (type == "ByteLevel") {
       byte_level = true;
       if (step.value("add_prefix_space", true)) refuse(where, "it adds a space before a text");
-      if (step.value("use_regex", true)) name = "gpt-2";
+      if (step.value("use_regex", true)) split_as("gpt-2");
     } else if (type == "Split") {
       const json pattern = step.value("pattern", json::object());
       const std::string expression = pattern.is_object() ? pattern.value("Regex", "") : "";
       const auto known = std::ranges::find(kSplittings, expression, &Splitting::expression);
-      if (known != kSplittings.end()) name = known->name;
+      if (known == kSplittings.end()) {
+        refuse(where, "its splitting expression is not one of Llama 3 or Qwen2");
+      }
+      if (step.value("behavior", "") != "Isolated" || step.value("invert", false)) {
+        refuse(where, "its splitting expression does not cut out what it matches");
+      }
+      split_as(known->name);
     } else {
       refuse(where, fmt::format("its pre-tokenizer is {}", type));
     }
   }
   if (!byte_level) refuse(where, "it is not byte-level");
-  if (name.empty()) refuse(where, "its splitting expression is not one of Llama 3, Qwen2 or GPT-2");
+  if (name.empty()) refuse(where, "it has no splitting expression");
   return name;
 }
 
+[[noreturn]] void too_large(const std::string& what, const std::string& where) {
+  throw Error(ExitCode::kUsage, what, where, "leave it out with --no-tokenizer");
+}
+
+/// `rows`: of the embedding. An id from a file must not decide what is allocated.
 void set_token(GgufVocabulary& vocabulary, const json& id, const std::string& text, int32_t type,
-               const std::string& where) {
-  constexpr int64_t kMostTokens = 1 << 24;
-  if (!id.is_number_unsigned() || id >= kMostTokens)
-    damaged(where, "an id is no number of a token");
-  const auto at = id.get<size_t>();
+               int64_t rows, const std::string& where) {
+  if (!id.is_number_unsigned()) damaged(where, "an id is no number of a token");
+  const auto at = id.get<uint64_t>();
+  if (at >= static_cast<uint64_t>(rows)) {
+    too_large(fmt::format("the tokenizer has a token {}, the model {} tokens", at, rows), where);
+  }
   if (at >= vocabulary.tokens.size()) {
     vocabulary.tokens.resize(at + 1);
     vocabulary.types.resize(at + 1, kUnused);
@@ -127,7 +143,7 @@ void set_token(GgufVocabulary& vocabulary, const json& id, const std::string& te
   vocabulary.types[at] = type;
 }
 
-GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
+GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path, int64_t rows) {
   const std::string where = path.string();
   const data::MappedFile file(path);
   const auto parsed =
@@ -147,11 +163,11 @@ GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
     vocabulary.model = "gpt2";
     vocabulary.splitting = splitting_of(tokenizer.value("pre_tokenizer", json()), where);
     for (const auto& [token, id] : model.at("vocab").items()) {
-      set_token(vocabulary, id, token, kNormal, where);
+      set_token(vocabulary, id, token, kNormal, rows, where);
     }
     for (const json& added : tokenizer.value("added_tokens", json::array())) {
       set_token(vocabulary, added.at("id"), added.at("content").get<std::string>(),
-                added.value("special", false) ? kControl : kUserDefined, where);
+                added.value("special", false) ? kControl : kUserDefined, rows, where);
     }
     for (const json& merge : model.at("merges")) {
       vocabulary.merges.push_back(merge.is_array() ? merge.at(0).get<std::string>() + " " +
@@ -167,7 +183,7 @@ GgufVocabulary hugging_face_vocabulary(const std::filesystem::path& path) {
 }  // namespace
 
 GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
-                                    const std::filesystem::path& folder) {
+                                    const std::filesystem::path& folder, int64_t rows) {
   if (identity.kind == "byte") return byte_vocabulary();
   if (identity.kind != "sentencepiece" && identity.kind != "hf") {
     refuse("", fmt::format("{} shards do not say how their tokens were made", identity.kind));
@@ -175,16 +191,21 @@ GgufVocabulary read_gguf_vocabulary(const data::TokenizerIdentity& identity,
   const bool pieces = identity.kind == "sentencepiece";
   const auto path = folder / (pieces ? data::kSentencePieceFile : data::kHuggingFaceFile);
   require_tokenizer_file(identity, path);
-  return pieces ? sentencepiece_vocabulary(path) : hugging_face_vocabulary(path);
+  if (pieces) return sentencepiece_vocabulary(path);
+  GgufVocabulary vocabulary = hugging_face_vocabulary(path, rows);
+  vocabulary.beginning_of_text = beginning_of_text(path);
+  if (vocabulary.beginning_of_text >= static_cast<int64_t>(vocabulary.tokens.size())) {
+    damaged(path.string(), "post_processor: an id is no number of a token");
+  }
+  return vocabulary;
 }
 
 void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t rows,
                     GgufHeader& header) {
   if (static_cast<int64_t>(vocabulary.tokens.size()) > rows) {
-    throw Error(
-        ExitCode::kUsage,
+    too_large(
         fmt::format("the tokenizer has {} tokens, the model {}", vocabulary.tokens.size(), rows),
-        "", "leave it out with --no-tokenizer");
+        "");
   }
   vocabulary.tokens.resize(static_cast<size_t>(rows));
   vocabulary.types.resize(static_cast<size_t>(rows), kUnused);
@@ -202,7 +223,9 @@ void add_vocabulary(GgufVocabulary vocabulary, int32_t end_of_document, int64_t 
   header.add_integers("tokenizer.ggml.token_type", vocabulary.types);
   if (vocabulary.model == "gpt2") header.add_texts("tokenizer.ggml.merges", vocabulary.merges);
   if (end_of_document >= 0) header.add_number("tokenizer.ggml.eos_token_id", end_of_document);
-  header.add_flag("tokenizer.ggml.add_bos_token", false);
+  const bool begins = vocabulary.beginning_of_text != data::kNoToken;
+  if (begins) header.add_number("tokenizer.ggml.bos_token_id", vocabulary.beginning_of_text);
+  header.add_flag("tokenizer.ggml.add_bos_token", begins);
   header.add_flag("tokenizer.ggml.add_eos_token", false);
   header.add_flag("tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix);
 }

@@ -150,6 +150,10 @@ void check_fixed(Fields& fields) {
 /// `rope_parameters` as transformers 5 writes it, or `rope_theta` and `rope_scaling` before that.
 void read_rope(Fields& fields, LlamaOptions& options, std::vector<std::string>& unknown) {
   const bool one_object = fields.has("rope_parameters");
+  if (one_object && fields.has("rope_scaling")) {
+    fields.fail("rope_scaling", fields.get("rope_scaling"),
+                "null beside rope_parameters, which stands in its place");
+  }
   const std::string name = one_object ? "rope_parameters" : "rope_scaling";
   const json& object = fields.get(name);
   options.rope_theta = fields.number("rope_theta", 10000.0);
@@ -157,7 +161,12 @@ void read_rope(Fields& fields, LlamaOptions& options, std::vector<std::string>& 
   if (!object.is_object()) fields.fail(name, object, "an object");
   Fields rope(object, fields.where(), name + ".");
   options.rope_theta = rope.number("rope_theta", options.rope_theta);
-  const std::string type = rope.text(rope.has("rope_type") ? "rope_type" : "type");
+  const std::string_view kind = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
+  const std::string type =
+      rope.text(kind, one_object ? std::optional<std::string>("default") : std::nullopt);
+  if (const json& part = rope.get("partial_rotary_factor"); !part.is_null() && part != 1.0) {
+    rope.fail("partial_rotary_factor", part, "1.0: a head is rotated whole");
+  }
   RopeScaling& scaling = options.rope_scaling;
   if (type == "llama3") {
     scaling.kind = RopeScaling::Kind::kLlama3;
@@ -166,7 +175,7 @@ void read_rope(Fields& fields, LlamaOptions& options, std::vector<std::string>& 
     scaling.high_frequency_factor = rope.number("high_freq_factor");
     scaling.original_positions = rope.integer("original_max_position_embeddings");
   } else if (type != "default") {
-    rope.fail("rope_type", type, "\"default\" or \"llama3\"");
+    rope.fail(kind, type, "\"default\" or \"llama3\"");
   }
   std::ranges::move(rope.left_over(), std::back_inserter(unknown));
 }
@@ -219,8 +228,11 @@ HuggingFaceConfig read_hugging_face_config(std::string_view text, const std::str
 HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& write) {
   const LlamaOptions& model = write.model;
   const Family& family = kFamilies[model.qkv_bias ? 1 : 0];
-  nlohmann::ordered_json end = nullptr;
-  if (write.end_of_document >= 0) end = write.end_of_document;
+  const auto id_or_null = [](int32_t token) {
+    return token >= 0 ? nlohmann::ordered_json(token) : nlohmann::ordered_json(nullptr);
+  };
+  const nlohmann::ordered_json beginning = id_or_null(write.beginning_of_text);
+  const nlohmann::ordered_json end = id_or_null(write.end_of_document);
   nlohmann::ordered_json json = {
       {"architectures", {family.architecture}},
       {"model_type", family.model_type},
@@ -242,7 +254,7 @@ HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& w
       {"attention_dropout", 0.0},
       {"tie_word_embeddings", model.tied_embeddings},
       {"use_cache", true},
-      {"bos_token_id", nullptr},
+      {"bos_token_id", beginning},
       {"eos_token_id", end}};
   if (model.qkv_bias) {
     json["use_sliding_window"] = false;
@@ -250,7 +262,7 @@ HuggingFaceConfigFiles write_hugging_face_config(const HuggingFaceConfigWrite& w
     json["attention_bias"] = false;
     json["mlp_bias"] = false;
   }
-  const nlohmann::ordered_json generation = {{"bos_token_id", nullptr}, {"eos_token_id", end}};
+  const nlohmann::ordered_json generation = {{"bos_token_id", beginning}, {"eos_token_id", end}};
   return {json.dump(2) + "\n", generation.dump(2) + "\n"};
 }
 

@@ -24,9 +24,10 @@ HuggingFaceConfig read_hugging_face_config(std::string_view json, const std::str
 
 struct HuggingFaceConfigWrite {
   const LlamaOptions& model;
-  DType weights = DType::kBF16;  // of the weight files: kBF16 or kFP32
-  int64_t sequence_length = 0;   // the positions of a model that has no limit of them
-  int32_t end_of_document = -1;  // eos_token_id; -1: none
+  DType weights = DType::kBF16;    // of the weight files: kBF16 or kFP32
+  int64_t sequence_length = 0;     // the positions of a model that has no limit of them
+  int32_t beginning_of_text = -1;  // bos_token_id; -1: none
+  int32_t end_of_document = -1;    // eos_token_id; -1: none
 };
 struct HuggingFaceConfigFiles {
   std::string config;             // config.json

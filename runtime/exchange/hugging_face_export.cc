@@ -80,8 +80,12 @@ ExportResult export_hugging_face(const ExportRequest& request) {
   for (const ModelTensor& tensor : model.tensors()) result.bytes += bytes_of(tensor, request.dtype);
 
   OutputFolder output(*request.file_system, request.output);
+  int32_t beginning = data::kNoToken;
   if (request.tokenizer && model.tokenizer()) {
     write_tokenizer_files(*model.tokenizer(), model.tokenizer_folder(), output);
+    if (model.tokenizer()->kind == "hf") {
+      beginning = beginning_of_text(model.tokenizer_folder() / data::kHuggingFaceFile);
+    }
   }
   for (size_t f = 0; f < files.size(); ++f) {
     write_weights(model, files[f], request.dtype, weight_file_name(f, files.size()), output);
@@ -92,6 +96,7 @@ ExportResult export_hugging_face(const ExportRequest& request) {
       {.model = model.options(),
        .weights = request.dtype,
        .sequence_length = model.sequence_length(),
+       .beginning_of_text = beginning,
        .end_of_document = model.tokenizer() ? model.tokenizer()->end_of_document : data::kNoToken});
   output.write_file(kConfigFile, texts.config);
   output.write_file(kGenerationConfigFile, texts.generation_config);

@@ -47,7 +47,8 @@ WeightFormat weight_format(const ImportRequest& request, int bits) {
 std::string config_text(const LlamaOptions& model, const ImportRequest& request) {
   proto::RunConfig config;
   config.mutable_run()->set_dir(request.output);
-  config.mutable_data()->set_path(request.output);
+  // Nothing was trained here; where a moved checkpoint finds its tokenizer (tokenizer_folder).
+  config.mutable_data()->set_path(join(request.output, "tokenizer"));
   auto& m = *config.mutable_model();
   const bool fp32 = request.dtype == DType::kFP32;
   m.set_dtype(fp32 ? proto::WeightType::FP32 : proto::WeightType::BF16);
@@ -270,7 +271,8 @@ std::optional<data::TokenizerIdentity> tokenizer_of(const ImportRequest& request
     if (!identity) result.warnings.emplace_back("the folder has no tokenizer");
     return identity;
   } catch (const Error& error) {
-    if (error.code() != ExitCode::kUsage) throw;
+    // The program that would read it is missing, or its files are damaged.
+    if (error.code() != ExitCode::kUsage && error.code() != ExitCode::kBadData) throw;
     result.warnings.push_back(fmt::format("its tokenizer is left aside: {}", error.what()));
     return std::nullopt;
   }

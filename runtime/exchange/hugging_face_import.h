@@ -35,7 +35,8 @@ struct ImportResult {
 /// `master_weight_bits`, rounded to nearest. Nothing is held but pieces of about a mebibyte; the
 /// folder appears when it is complete. Throws Error: kCheckpoint (config.json or the files are
 /// damaged or of a model that this program does not have: file, tensor and field are named), kUsage
-/// (no such folder, the output exists), kOutOfSpace, kBadData (the tokenizer's files).
+/// (no such folder, the output exists), kOutOfSpace. A tokenizer that cannot be used is left aside
+/// with a warning.
 ImportResult import_hugging_face(const ImportRequest& request);
 
 }  // namespace flashshard::exchange

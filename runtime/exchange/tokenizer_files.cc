@@ -3,13 +3,18 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "kernels/error.h"
 #include "runtime/data/file.h"
+#include "runtime/exchange/json_text.h"
 
 namespace flashshard::exchange {
 namespace {
+
+using nlohmann::json;
 
 constexpr int kBytes = 256;
 
@@ -23,6 +28,26 @@ std::string_view text_of(const data::MappedFile& file) {
 
 void copy_file(const std::filesystem::path& from, const OutputFolder& output) {
   output.write_file(from.filename().string(), std::string(text_of(data::MappedFile(from))));
+}
+
+[[noreturn]] void damaged(const std::filesystem::path& path, std::string_view what) {
+  throw Error(ExitCode::kBadData, fmt::format("bad tokenizer file: {}", what), path.string());
+}
+
+/// The token that the template for a single text begins with.
+int32_t first_token(const json& processing, const std::filesystem::path& path) {
+  const json& pieces = processing.at("single");
+  if (!pieces.is_array() || pieces.empty() || !pieces[0].contains("SpecialToken")) {
+    return data::kNoToken;
+  }
+  const auto name = pieces[0]["SpecialToken"].at("id").get<std::string>();
+  const json& ids = processing.at("special_tokens").at(name).at("ids");
+  if (!ids.is_array() || ids.size() != 1) return data::kNoToken;
+  constexpr uint64_t kMost = std::numeric_limits<int32_t>::max();
+  if (!ids[0].is_number_unsigned() || ids[0].get<uint64_t>() > kMost) {
+    damaged(path, "post_processor: an id is no number of a token");
+  }
+  return ids[0].get<int32_t>();
 }
 
 }  // namespace
@@ -100,6 +125,24 @@ void require_tokenizer_file(const data::TokenizerIdentity& identity,
   if (XXH3_64bits(file.bytes().data(), file.bytes().size()) == identity.hash) return;
   throw Error(ExitCode::kBadData, "this is another tokenizer than the checkpoint's", path.string(),
               "put the right file back, or leave it out with --no-tokenizer");
+}
+
+int32_t beginning_of_text(const std::filesystem::path& tokenizer_json) {
+  const data::MappedFile file(tokenizer_json);
+  const auto tokenizer = parse_json(text_of(file));
+  if (!tokenizer || !tokenizer->is_object()) damaged(tokenizer_json, "it is no JSON object");
+  try {
+    const json processor = tokenizer->value("post_processor", json());
+    if (processor.is_null()) return data::kNoToken;
+    const json steps =
+        processor.at("type") == "Sequence" ? processor.at("processors") : json::array({processor});
+    for (const json& step : steps) {
+      if (step.at("type") == "TemplateProcessing") return first_token(step, tokenizer_json);
+    }
+    return data::kNoToken;
+  } catch (const json::exception& error) {
+    damaged(tokenizer_json, error.what());
+  }
 }
 
 std::optional<data::TokenizerIdentity> identify_tokenizer(const std::filesystem::path& folder) {

@@ -1,6 +1,7 @@
 // A tokenizer as files of a Hugging Face folder, and back.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -26,6 +27,11 @@ void write_tokenizer_files(const data::TokenizerIdentity& identity,
 /// Throws Error(kBadData) unless `path` is the model file that `identity` was made of.
 void require_tokenizer_file(const data::TokenizerIdentity& identity,
                             const std::filesystem::path& path);
+
+/// The special token that a tokenizer.json puts before every text, from the template of its
+/// post-processor; data::kNoToken where it puts none, or several. Throws Error(kBadData) for a
+/// damaged file.
+int32_t beginning_of_text(const std::filesystem::path& tokenizer_json);
 
 /// The tokenizer of a Hugging Face folder: bytes where tokenizer.json is byte_tokenizer_json(),
 /// else that of tokenizer.json, else of tokenizer.model; nothing where it has none. Throws

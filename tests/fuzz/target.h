@@ -22,8 +22,8 @@ inline void require(bool holds, const char* what) {
   std::abort();
 }
 
-/// Runs a reader; returns true when it took the input. An Error must have `code` and be one line of
-/// bounded length.
+/// Runs a reader; returns true when it took the input. An Error must have `code` and be one line
+/// of bounded length.
 template <class Reader>
 bool accepts(ExitCode code, Reader reader) {
   try {
@@ -33,6 +33,7 @@ bool accepts(ExitCode code, Reader reader) {
     const std::string what = error.what();
     require(error.code() == code, "an Error of another code than bad input's");
     require(!what.empty() && what.size() < 10000, "an error message of no bounded length");
+    require(what.find('\n') == std::string::npos, "an error message of several lines");
     return false;
   }
 }

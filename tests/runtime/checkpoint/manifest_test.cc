@@ -197,6 +197,16 @@ INSTANTIATE_TEST_SUITE_P(
         in_tensor(
             "HugeUnit", [](T& tensor) { tensor.set_unit_rows(int64_t{1} << 60); }, "unit_rows"),
         in_tensor(
+            "UnitOfTooManyRows", [](T& tensor) { tensor.set_unit_rows((1 << 16) + 1); },
+            "unit_rows"),
+        in_tensor(
+            "UnitOfTooManyElements",
+            [](T& tensor) {
+              tensor.set_unit_rows(1);
+              tensor.set_cols(int64_t{1} << 40);
+            },
+            "unit_rows"),
+        in_tensor(
             "Transposed", [](T& tensor) { tensor.set_orientation(proto::Manifest::TRANSPOSED); },
             "transposed"),
         in_tensor(

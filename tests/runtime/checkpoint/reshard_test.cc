@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <new>
 #include <set>
 
 #include "runtime/checkpoint/folder.h"
@@ -87,6 +88,16 @@ TEST_F(Resharded, CheckpointsAreNotMadeFromADamagedOne) {
   write_text(path, bytes);
   const Error error = failure();
   EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
+  EXPECT_THAT(list(posix_file_system(), target_), IsEmpty());
+}
+
+TEST_F(Resharded, CheckpointsLeaveNothingBehindWhenMemoryRunsOut) {
+  int writes = 0;
+  FaultyFileSystem small([&](const std::string& call, const std::string&) {
+    if (call == "write" && ++writes == 3) throw std::bad_alloc();
+    return 0;
+  });
+  EXPECT_THROW(reshard_to(3, small), std::bad_alloc);
   EXPECT_THAT(list(posix_file_system(), target_), IsEmpty());
 }
 

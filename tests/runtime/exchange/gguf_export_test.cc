@@ -11,7 +11,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "runtime/checkpoint/manifest.h"
 #include "runtime/exchange/gguf_vocabulary.h"
+#include "runtime/exchange/hugging_face_export.h"
 #include "runtime/exchange/hugging_face_files.h"
 #include "runtime/exchange/hugging_face_import.h"
 #include "runtime/exchange/tokenizer_files.h"
@@ -27,6 +29,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 const std::string kGolden = FLASHSHARD_TEST_DATA "/runtime/exchange/golden/";
 
@@ -107,19 +110,48 @@ TEST_F(GgufFile, OfQwen2WithScaledFrequenciesIsRefused) {
   EXPECT_FALSE(std::filesystem::exists(run_ / "out"));
 }
 
+data::TokenizerIdentity identity_of(const std::string& kind, const std::string& path) {
+  data::TokenizerIdentity identity;
+  identity.kind = kind;
+  const std::string bytes = read_text(path);
+  identity.hash = XXH3_64bits(bytes.data(), bytes.size());
+  return identity;
+}
+
+TEST_F(GgufFile, AndHuggingFaceConfigSayWhichTokenStandsBeforeEveryText) {
+  const std::string step = imported("llama3") + "/checkpoints/step-00000000";
+  std::filesystem::create_directory(run_ / "imported/tokenizer");
+  const std::string tokenizer = run_ / "imported/tokenizer/tokenizer.json";
+  write_text(tokenizer, R"JSON({
+      "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
+      "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}],
+                         "special_tokens": {"<s>": {"ids": [1]}}},
+      "model": {"type": "BPE", "vocab": {"a": 0, "<s>": 1}, "merges": []}})JSON");
+  // As if the model had been imported with it, which takes a program that tests do without.
+  checkpoint::Manifest manifest =
+      checkpoint::decode_manifest(read_text(step + "/manifest.pb"), step);
+  manifest.run.environment["tokenizer"] = identity_of("hf", tokenizer).text();
+  const checkpoint::ManifestFiles files = checkpoint::encode_manifest(manifest);
+  write_text(step + "/manifest.pb", files.pb);
+  write_text(step + "/manifest.json", files.json);
+
+  export_gguf({.checkpoint = step, .output = run_ / "gguf"});
+  EXPECT_THAT(read_text(run_ / "gguf/model.gguf"), HasSubstr("tokenizer.ggml.bos_token_id"));
+  export_hugging_face({.checkpoint = step, .output = run_ / "hf"});
+  for (const char* name : {"hf/config.json", "hf/generation_config.json"}) {
+    EXPECT_EQ(nlohmann::json::parse(read_text(run_ / name))["bos_token_id"], 1) << name;
+  }
+  export_hugging_face({.checkpoint = step, .output = run_ / "alone", .tokenizer = false});
+  const auto config = nlohmann::json::parse(read_text(run_ / "alone/config.json"));
+  EXPECT_TRUE(config["bos_token_id"].is_null());
+}
+
 class Vocabulary : public ::testing::Test {
  protected:
   /// The vocabulary of a tokenizer.json, as if it were the checkpoint's.
   GgufVocabulary read(const nlohmann::json& tokenizer) {
     write_text(run_ / "tokenizer.json", tokenizer.dump());
-    return read_gguf_vocabulary(identity_of("hf", run_ / "tokenizer.json"), run_.path());
-  }
-  static data::TokenizerIdentity identity_of(const std::string& kind, const std::string& path) {
-    data::TokenizerIdentity identity;
-    identity.kind = kind;
-    const std::string bytes = read_text(path);
-    identity.hash = XXH3_64bits(bytes.data(), bytes.size());
-    return identity;
+    return read_gguf_vocabulary(identity_of("hf", run_ / "tokenizer.json"), run_.path(), kRows);
   }
   Error refusal(const nlohmann::json& tokenizer) {
     try {
@@ -141,6 +173,7 @@ class Vocabulary : public ::testing::Test {
                        {"id": 5, "content": "<tool>", "special": false}]})JSON");
   }
 
+  static constexpr int64_t kRows = 340;  // of the embedding
   TemporaryFolder run_;
 };
 
@@ -187,15 +220,100 @@ TEST_F(Vocabulary, ThatLlamaCppDoesNotHaveIsRefusedWithTheReason) {
           ExitCode::kUsage, "splitting expression");
   refused(R"({"model": null})", ExitCode::kBadData, "it has no model");
   refused(R"({"model": {"vocab": {"c": -1}}})", ExitCode::kBadData, "no number of a token");
-  refused(R"({"model": {"vocab": {"c": 99999999}}})", ExitCode::kBadData, "no number of a token");
+  refused(R"({"added_tokens": [{"id": "7", "content": "x"}]})", ExitCode::kBadData,
+          "no number of a token");
   refused(R"({"model": {"merges": [3]}})", ExitCode::kBadData, "bad tokenizer file");
   refused(R"({"added_tokens": [{"id": 7}]})", ExitCode::kBadData, "bad tokenizer file");
 }
 
+TEST_F(Vocabulary, SaysWhichTokenStandsBeforeEveryText) {
+  nlohmann::json tokenizer = qwen();
+  EXPECT_EQ(read(tokenizer).beginning_of_text, data::kNoToken);
+  const auto keys = [](const GgufVocabulary& vocabulary) {
+    GgufHeader header;
+    add_vocabulary(vocabulary, /*end_of_document=*/5, /*rows=*/6, header);
+    return header.bytes();
+  };
+  GgufHeader with, without;
+  with.add_flag("tokenizer.ggml.add_bos_token", true);
+  without.add_flag("tokenizer.ggml.add_bos_token", false);
+  const auto pair_in = [](const GgufHeader& header) {
+    const std::string bytes = header.bytes();
+    const std::string key = "tokenizer.ggml.add_bos_token";
+    return bytes.substr(bytes.find(key), key.size() + 5);  // type and value
+  };
+  EXPECT_THAT(keys(read(tokenizer)),
+              AllOf(HasSubstr(pair_in(without)), Not(HasSubstr("tokenizer.ggml.bos_token_id"))));
+
+  const auto processing = nlohmann::json::parse(R"JSON({
+      "type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "<|end|>", "type_id": 0}},
+                 {"Sequence": {"id": "A", "type_id": 0}}],
+      "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [4], "tokens": ["<|end|>"]}}})JSON");
+  tokenizer["post_processor"] = processing;
+  EXPECT_EQ(read(tokenizer).beginning_of_text, 4);
+  tokenizer["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors", nlohmann::json::array({{{"type", "ByteLevel"}}, processing})}};
+  EXPECT_EQ(read(tokenizer).beginning_of_text, 4);
+  EXPECT_THAT(keys(read(tokenizer)),
+              AllOf(HasSubstr(pair_in(with)), HasSubstr("tokenizer.ggml.bos_token_id")));
+
+  const auto changed = [&](const std::string& at, const nlohmann::json& value) {
+    tokenizer["post_processor"] = processing;
+    tokenizer["post_processor"][nlohmann::json::json_pointer(at)] = value;
+    return tokenizer;
+  };
+  EXPECT_EQ(read(changed("/single/0", processing["single"][1])).beginning_of_text, data::kNoToken);
+  EXPECT_EQ(read(changed("/type", "ByteLevel")).beginning_of_text, data::kNoToken);
+  EXPECT_EQ(read(changed("/special_tokens/<|end|>/ids", {4, 5})).beginning_of_text, data::kNoToken);
+  for (const auto& id :
+       nlohmann::json::parse(R"([-1, "4", 6, 4294967300, 18446744073709551615])")) {
+    EXPECT_EQ(refusal(changed("/special_tokens/<|end|>/ids/0", id)).code(), ExitCode::kBadData)
+        << id;
+  }
+  EXPECT_EQ(refusal(changed("/special_tokens", nlohmann::json::object())).code(),
+            ExitCode::kBadData);
+}
+
+TEST_F(Vocabulary, WithATokenBeyondTheEmbeddingIsRefusedBeforeItTakesMemory) {
+  nlohmann::json tokenizer = qwen();
+  tokenizer["model"]["vocab"]["c"] = kRows - 1;
+  EXPECT_EQ(read(tokenizer).tokens.size(), static_cast<size_t>(kRows));
+  for (const uint64_t id : {uint64_t{kRows}, uint64_t{1} << 23, uint64_t{1} << 62, ~uint64_t{0}}) {
+    tokenizer["model"]["vocab"]["c"] = id;
+    const Error error = refusal(tokenizer);
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_THAT(error.what(),
+                AllOf(HasSubstr("the tokenizer has a token"), HasSubstr("the model 340 tokens")));
+  }
+}
+
+TEST_F(Vocabulary, ThatSplitsTextOtherwiseThanItsNamesakeIsRefused) {
+  const auto refused = [&](const std::string& at, const nlohmann::json& value,
+                           const std::string& why) {
+    nlohmann::json tokenizer = qwen();
+    tokenizer["pre_tokenizer"]["pretokenizers"][nlohmann::json::json_pointer(at)] = value;
+    const Error error = refusal(tokenizer);
+    EXPECT_EQ(error.code(), ExitCode::kUsage) << at;
+    EXPECT_THAT(error.what(), AllOf(HasSubstr(why), HasSubstr("tokenizer.json"))) << at;
+  };
+  refused("/0/pattern/Regex", "\\d+", "its splitting expression is not one of");
+  refused("/0/pattern", {{"String", " "}}, "its splitting expression is not one of");
+  refused("/0/behavior", "Removed", "does not cut out what it matches");
+  refused("/0/invert", true, "does not cut out what it matches");
+  refused("/1/use_regex", true, "it splits a text twice");
+  refused("/2", qwen()["pre_tokenizer"]["pretokenizers"][0], "it splits a text twice");
+  // An expression of somebody else beside one that is known.
+  nlohmann::json other = qwen()["pre_tokenizer"]["pretokenizers"][0];
+  other["pattern"]["Regex"] = "\\d";
+  refused("/2", other, "its splitting expression is not one of");
+}
+
 TEST_F(Vocabulary, OfSentencePieceHasPiecesScoresAndBytes) {
   const std::string folder = FLASHSHARD_TEST_DATA "/runtime/data/golden";
-  const GgufVocabulary vocabulary =
-      read_gguf_vocabulary(identity_of("sentencepiece", folder + "/tokenizer.model"), folder);
+  const GgufVocabulary vocabulary = read_gguf_vocabulary(
+      identity_of("sentencepiece", folder + "/tokenizer.model"), folder, kRows);
   EXPECT_EQ(vocabulary.model, "llama");
   ASSERT_EQ(vocabulary.tokens.size(), 340u);
   EXPECT_EQ(vocabulary.tokens[0], "<unk>");
@@ -208,13 +326,13 @@ TEST_F(Vocabulary, OfSentencePieceHasPiecesScoresAndBytes) {
   EXPECT_THAT(vocabulary.warnings, ElementsAre(HasSubstr("white space")));
 
   write_text(run_ / "tokenizer.model", "no model");
-  EXPECT_THROW(
-      read_gguf_vocabulary(identity_of("sentencepiece", run_ / "tokenizer.model"), run_.path()),
-      Error);
+  EXPECT_THROW(read_gguf_vocabulary(identity_of("sentencepiece", run_ / "tokenizer.model"),
+                                    run_.path(), kRows),
+               Error);
 }
 
 TEST_F(Vocabulary, OfBytesHasEveryByteAndIsFilledUpToTheEmbedding) {
-  GgufVocabulary vocabulary = read_gguf_vocabulary(data::TokenizerIdentity(), "");
+  GgufVocabulary vocabulary = read_gguf_vocabulary(data::TokenizerIdentity(), "", kRows);
   EXPECT_EQ(vocabulary.tokens.size(), 256u);
   EXPECT_EQ(vocabulary.tokens[' '], "\u0120");
   EXPECT_EQ(vocabulary.types[0], 3);
@@ -230,7 +348,7 @@ TEST_F(Vocabulary, OfBytesHasEveryByteAndIsFilledUpToTheEmbedding) {
 TEST_F(Vocabulary, OfNobodyKnowsWhatIsRefused) {
   data::TokenizerIdentity identity;
   identity.kind = "megatron";
-  EXPECT_THROW(read_gguf_vocabulary(identity, ""), Error);
+  EXPECT_THROW(read_gguf_vocabulary(identity, "", kRows), Error);
 }
 
 }  // namespace

@@ -93,17 +93,29 @@ TEST(HuggingFaceConfig, WithoutOptionalFieldsHasTransformersDefaults) {
   EXPECT_FALSE(model.tied_embeddings);
 }
 
+TEST(HuggingFaceConfig, WithRopeParametersOfNoTypeHasUnscaledFrequencies) {
+  nlohmann::json json = golden("llama3");
+  json["rope_parameters"] = {{"rope_theta", 20000}, {"partial_rotary_factor", 1}};
+  const HuggingFaceConfig config = read_hugging_face_config(json.dump(), "config.json");
+  EXPECT_EQ(config.model.rope_theta, 20000);
+  EXPECT_EQ(config.model.rope_scaling.kind, RopeScaling::Kind::kNone);
+  EXPECT_THAT(config.unknown_fields, IsEmpty());
+}
+
 TEST(HuggingFaceConfig, WrittenIsReadBack) {
   for (const char* name : {"llama3", "qwen2"}) {
     const LlamaOptions model = read_model(golden(name));
-    const auto files = write_hugging_face_config({.model = model, .end_of_document = 7});
+    const auto files =
+        write_hugging_face_config({.model = model, .beginning_of_text = 6, .end_of_document = 7});
     const HuggingFaceConfig read = read_hugging_face_config(files.config, "config.json");
     expect_same(read.model, model);
     EXPECT_THAT(read.unknown_fields, IsEmpty());
     const auto config = nlohmann::json::parse(files.config);
     EXPECT_EQ(config["architectures"], golden(name)["architectures"]);
     EXPECT_EQ(config["torch_dtype"], "bfloat16");
+    EXPECT_EQ(config["bos_token_id"], 6);
     EXPECT_EQ(config["eos_token_id"], 7);
+    EXPECT_EQ(nlohmann::json::parse(files.generation_config)["bos_token_id"], 6);
     EXPECT_EQ(nlohmann::json::parse(files.generation_config)["eos_token_id"], 7);
   }
 }
@@ -116,6 +128,7 @@ TEST(HuggingFaceConfig, OfAModelWithoutALimitOfPositionsHasThoseItWasTrainedOn) 
   const auto config = nlohmann::json::parse(files.config);
   EXPECT_EQ(config["max_position_embeddings"], 512);
   EXPECT_EQ(config["torch_dtype"], "float32");
+  EXPECT_TRUE(config["bos_token_id"].is_null());
   EXPECT_TRUE(config["eos_token_id"].is_null());
 }
 
@@ -169,6 +182,15 @@ INSTANTIATE_TEST_SUITE_P(
                 "rope_parameters.rope_type is \"yarn\""},
         Refused{"RopeFactorMissing", R"({"rope_parameters": {"factor": null}})",
                 "rope_parameters.factor is missing"},
+        Refused{"RopeScalingWithoutType",
+                R"({"rope_parameters": null, "rope_scaling": {"factor": 8.0}})",
+                "rope_scaling.rope_type is missing"},
+        Refused{"RopeScalingType", R"({"rope_parameters": null, "rope_scaling": {"type": "yarn"}})",
+                "rope_scaling.type is \"yarn\""},
+        Refused{"RopeOfPartOfAHead", R"({"rope_parameters": {"partial_rotary_factor": 0.5}})",
+                "rope_parameters.partial_rotary_factor is 0.5, wants 1.0"},
+        Refused{"RopeTwice", R"({"rope_scaling": {"rope_type": "default"}})",
+                "rope_scaling is {\"rope_type\":\"default\"}, wants null beside rope_parameters"},
         Refused{"RopeNoObject", R"({"rope_parameters": 3})", "rope_parameters is 3"},
         Refused{"SizeMissing", R"({"hidden_size": null})", "hidden_size is missing"},
         Refused{"SizeNegative", R"({"hidden_size": -4})", "hidden_size is -4"},

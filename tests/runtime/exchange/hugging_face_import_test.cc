@@ -14,8 +14,10 @@
 
 #include "comm/threads.h"
 #include "kernels/numerics/fp16.h"
+#include "runtime/checkpoint/reshard.h"
 #include "runtime/checkpoint/verify.h"
 #include "runtime/exchange/hugging_face_files.h"
+#include "runtime/run_checkpoint.h"
 #include "runtime/trained_model.h"
 #include "tests/runtime/checkpoint/faulty_file_system.h"
 #include "tests/runtime/checkpoint/sample_state.h"
@@ -276,6 +278,49 @@ TEST_F(ImportedFolder, WithAnIndexThatDoesNotFitItsFilesIsRefused) {
   std::filesystem::copy(folder + "/model.safetensors", folder + "/twice.safetensors");
   refused(R"({"weight_map": {"lm_head.weight": "model.safetensors", "a": "twice.safetensors"}})",
           "stands in another file too");
+}
+
+TEST_F(ImportedFolder, HasItsTokenizerWhereACheckpointIsMovedOrResharded) {
+  const std::string folder = copy_of("llama3");
+  const std::string golden = FLASHSHARD_TEST_DATA "/runtime/data/golden/tokenizer.model";
+  std::filesystem::copy(golden, folder + "/tokenizer.model");
+  const ImportResult imported = import_from(folder, "model");
+  EXPECT_EQ(imported.tokenizer, "sentencepiece");
+  const auto open_tokenizer = [](const std::string& checkpoint) {
+    const auto alone = std::move(make_thread_communicators(1).front());
+    return TrainedModel(checkpoint, *alone, TrainedModel::Use::kText).open_tokenizer()->identity();
+  };
+  const data::TokenizerIdentity expected = open_tokenizer(imported.path);
+
+  std::filesystem::create_directories(run_ / "elsewhere/alone");
+  const std::string moved = run_ / "elsewhere/alone/step-00000000";
+  std::filesystem::copy(imported.path, moved);
+  EXPECT_EQ(open_tokenizer(moved), expected);
+
+  const std::string other = run_ / "resharded/checkpoints";
+  const auto resharded =
+      checkpoint::reshard({.source = imported.path, .ranks = 2, .folder = other});
+  copy_tokenizer(imported.path, resharded.path);
+  EXPECT_EQ(read_text(run_ / "resharded/tokenizer/tokenizer.model"), read_text(golden));
+  std::filesystem::remove_all(run_ / "model/tokenizer");
+  EXPECT_EQ(open_tokenizer(resharded.path), expected);
+  // What is there already is never replaced, and what is gone leaves no empty folder.
+  EXPECT_NO_THROW(copy_tokenizer(imported.path, resharded.path));
+  EXPECT_EQ(read_text(run_ / "resharded/tokenizer/tokenizer.model"), read_text(golden));
+  EXPECT_THROW(copy_tokenizer(imported.path, moved), Error);
+  EXPECT_FALSE(std::filesystem::exists(run_ / "elsewhere/tokenizer"));
+}
+
+TEST_F(ImportedFolder, WithADamagedTokenizerIsImportedWithoutIt) {
+  const std::string folder = copy_of("llama3");
+  const auto expected = import_from(folder, "without").hash;
+  write_text(folder + "/tokenizer.model", "no model");
+  const ImportResult result = import_from(folder, "damaged");
+  EXPECT_EQ(result.hash, expected);
+  EXPECT_EQ(result.tokenizer, "");
+  EXPECT_THAT(result.warnings, ElementsAre(AllOf(HasSubstr("its tokenizer is left aside"),
+                                                 HasSubstr("tokenizer.model"))));
+  EXPECT_FALSE(std::filesystem::exists(run_ / "damaged/tokenizer"));
 }
 
 TEST_F(ImportedFolder, WithoutAModelIsRefused) {
