@@ -176,7 +176,7 @@ bool adds_decay_to_gradient(proto::UpdateRuleKind::Value rule) {
 template <class Breaks>
 Violation first_group(const proto::RunConfig& config, const Breaks& breaks) {
   for (int i = 0; i < config.optimizer().group_size(); ++i) {
-    const auto violation =
+    Violation violation =
         breaks(config.optimizer().group(i), fmt::format("optimizer.group[{}]", i));
     if (violation) return violation;
   }
@@ -287,7 +287,7 @@ Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
                             "its own master",
                             path, bits);
   };
-  if (const auto violation =
+  if (Violation violation =
           check("optimizer.master_weight_bits", config.optimizer().master_weight_bits())) {
     return violation;
   }

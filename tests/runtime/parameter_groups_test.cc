@@ -182,7 +182,8 @@ TEST_F(Runs, WithGroupsOfTheirOwnRulesAndFormatsLearnAndResumeToTheSameBits) {
   lines << log.rdbuf();
   EXPECT_THAT(lines.str(), HasSubstr("Parameter groups"));
   std::ifstream file(folder_ / "whole" / "memory.json");
-  for (const auto& rank : nlohmann::json::parse(file)["ranks"]) {
+  const auto memory = nlohmann::json::parse(file);
+  for (const auto& rank : memory["ranks"]) {
     for (const char* c : {"momentum", "variance", "scales", "correction"}) {
       EXPECT_EQ(rank["tagged"][c], rank["predicted"][c]) << c;
     }

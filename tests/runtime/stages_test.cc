@@ -160,7 +160,8 @@ TEST_F(Stages, WithReleaseEndWithTheBitsOfThoseWithoutIt) {
     ASSERT_EQ(run(3, short_config("resumed" + stage, settings), step_3), ExitCode::kDone);
     EXPECT_EQ(hash("resumed" + stage), reference) << stage;
     std::ifstream file(folder_ / stage / "memory.json");
-    for (const auto& rank : nlohmann::json::parse(file)["ranks"]) {
+    const auto memory = nlohmann::json::parse(file);
+    for (const auto& rank : memory["ranks"]) {
       EXPECT_EQ(rank["tagged"], rank["predicted"]);
       EXPECT_EQ(rank["tagged"]["gradients"], 0);
     }
@@ -196,7 +197,8 @@ TEST_F(Stages, AccumulatingInFewerBitsEndWithTheSameBitsNearThoseOfFp32) {
     EXPECT_EQ(result, reference) << stage;
     EXPECT_NEAR(metrics(stage).back()["validation_loss"].get<double>(), expected, 1e-3 * expected);
     std::ifstream file(folder_ / stage / "memory.json");
-    for (const auto& rank : nlohmann::json::parse(file)["ranks"]) {
+    const auto memory = nlohmann::json::parse(file);
+    for (const auto& rank : memory["ranks"]) {
       EXPECT_EQ(rank["tagged"], rank["predicted"]);
     }
   }
