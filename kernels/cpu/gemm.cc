@@ -208,7 +208,10 @@ void Gemm::run(const MatMul& call, Workspace workspace, ThreadPool& pool) {
 }
 
 std::string Gemm::description() const {
-  std::string text = std::string(openblas_get_config()) + " (" + openblas_get_corename() + ")";
+  // OpenBLAS writes its text into one buffer at every call: ranks in threads would garble it.
+  static const std::string openblas =
+      std::string(openblas_get_config()) + " (" + openblas_get_corename() + ")";
+  std::string text = openblas;
   if (!onednn_.empty()) text += ", " + OneDnnMatMul::version() + " for bf16";
   return text;
 }
