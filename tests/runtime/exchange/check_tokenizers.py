@@ -27,11 +27,11 @@ EXTRA = "\nThe na\u00efve caf\u00e9 \u65e5\u672c\u8a9e \U0001f600 e\u0301  two  
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
-def sentencepiece_model(text, folder, **options):
-    """A byte-pair model with byte fallback, as Llama's."""
+def sentencepiece_model(text, folder, model_type="bpe", **options):
+    """With byte fallback, as Llama's."""
     (folder / "text").write_text(text)
     sentencepiece.SentencePieceTrainer.train(input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=800,
-                                             model_type="bpe", byte_fallback=True, minloglevel=2, **options)
+                                             model_type=model_type, byte_fallback=True, minloglevel=2, **options)
     return f"sentencepiece:{folder / 'tokenizer.model'}"
 
 
@@ -65,6 +65,7 @@ CASES = {
     "SentencePiece, nmt_nfkc": lambda text, folder: sentencepiece_model(text, folder),
     "SentencePiece, no space before": lambda text, folder: sentencepiece_model(
         text, folder, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False),
+    "SentencePiece, unigram": lambda text, folder: sentencepiece_model(text, folder, model_type="unigram"),
     "tokenizer.json like Llama 3's": lambda text, folder: byte_level(text, folder, LLAMA3_SPLIT, "<|end_of_text|>", "<|begin_of_text|>"),
     "tokenizer.json like Qwen's": lambda text, folder: byte_level(
         text, folder, LLAMA3_SPLIT.replace("{1,3}", ""), "<|endoftext|>", normalizer=normalizers.NFC()),
