@@ -243,6 +243,7 @@ std::string RunCheckpoint::save(const RunProgress& progress) {
   request.layout = &engine_.layout();
   const auto views = engine_.state().shard_views();
   request.views = views;
+  request.zstd_level = config_.checkpoint().zstd_level();
   request.keep_last = config_.checkpoint().keep_last();
   const checkpoint::SaveResult saved = checkpoint::save(request, communicator_);
   for (const std::string& warning : saved.warnings) reporter_.warning(warning);

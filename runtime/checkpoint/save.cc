@@ -111,10 +111,11 @@ class Saving {
     agree_on([&] {
       const ShardBytes bytes = bytes_of_views(*schema_, request_.views);
       for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
-        records_.push_back(write_shard_file(
-            {*request_.file_system, commit_.temporary_path(), *schema_,
-             plan_file(*schema_, kind, communicator_.rank()), communicator_.rank(), bytes},
-            hasher_));
+        records_.push_back(
+            write_shard_file({*request_.file_system, commit_.temporary_path(), *schema_,
+                              plan_file(*schema_, kind, communicator_.rank()), communicator_.rank(),
+                              bytes, request_.zstd_level},
+                             hasher_));
       }
     });
   }

@@ -22,7 +22,8 @@ struct SaveRequest {
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views = {};
-  int keep_last = 0;  // complete checkpoints to keep, this one included; 0: all
+  int zstd_level = 0;  // of the shard files; 0: plain safetensors
+  int keep_last = 0;   // complete checkpoints to keep, this one included; 0: all
   FileSystem* file_system = &posix_file_system();
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,7 @@ struct ShardFileWrite {
   const ShardFilePlan& plan;
   int rank = 0;
   const ShardBytes& bytes;
+  int zstd_level = 0;  // 0: a plain safetensors file
 };
 /// Writes the file, makes its bytes durable and adds its units to the logical hash.
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);
@@ -40,7 +42,12 @@ size_t chunk_bytes(int64_t bytes_of_a_unit);
 
 /// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor
 /// and field. Returns where the data begins.
-uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan);
+uint64_t check_shard_header(const ByteSource& file, const ShardFilePlan& plan);
+
+/// Opens a rank's file for reading its safetensors content, which is not looked at. Throws
+/// Error(kCheckpoint) naming the file when it has another size than the manifest says.
+std::unique_ptr<ByteSource> open_shard_file(FileSystem& file_system, const std::string& folder,
+                                            const FileRecord& record);
 
 /// The manifest's record of a file lists the tensors of its schema; throws Error(kCheckpoint).
 void check_record(const FileRecord& record, const ShardFilePlan& plan, const std::string& where);
@@ -61,7 +68,7 @@ class ShardFileReader {
   const Manifest& manifest_;
   ShardFilePlan plan_;
   const FileRecord& record_;
-  InputFile file_;
+  std::unique_ptr<ByteSource> file_;
   uint64_t data_offset_;
 };
 
