@@ -23,6 +23,13 @@
 
 namespace flashshard::checkpoint::test {
 
+/// Sanitizers make everything about eight times slower: a sample may be so much smaller there.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr size_t kSampleDivisor = 8;
+#else
+constexpr size_t kSampleDivisor = 1;
+#endif
+
 /// A folder of its own for a test, removed at its end.
 class TemporaryFolder {
  public:
