@@ -96,7 +96,6 @@ void Commit::write_latest() {
     file_system_.remove_file(temporary);
     throw;
   }
-  sync_folder(file_system_, folder_);
 }
 
 void Commit::delete_old(int keep_last) {
@@ -108,11 +107,18 @@ void Commit::delete_old(int keep_last) {
   for (const CompleteCheckpoint& checkpoint : complete) {
     if (surplus <= 0) break;
     if (checkpoint.path == final_) continue;
-    doomed.push_back(fmt::format("{}.deleting-{}", checkpoint.path, attempt_id_));
-    rename(file_system_, checkpoint.path, doomed.back());
+    doomed.push_back(checkpoint.path);
     --surplus;
   }
   if (doomed.empty()) return;
+  // A `latest` that comes back must not name what is gone; where nothing is deleted an older one
+  // does no harm.
+  sync_folder(file_system_, folder_);
+  for (std::string& path : doomed) {
+    const std::string deleting = fmt::format("{}.deleting-{}", path, attempt_id_);
+    rename(file_system_, path, deleting);
+    path = deleting;
+  }
   // A complete name must never come back with half of its files gone.
   sync_folder(file_system_, folder_);
   for (const std::string& path : doomed) remove_tree(file_system_, path);

@@ -98,7 +98,10 @@ class Saving {
 
  private:
   void agree_on(const std::function<void()>& work) {
-    agree(communicator_, outcome_of(work),
+    auto outcome = outcome_of(work);
+    // What was written a moment ago cannot be read back: no checkpoint is bad, the storage is.
+    if (outcome && outcome->code == ExitCode::kCheckpoint) outcome->code = ExitCode::kOutOfSpace;
+    agree(communicator_, outcome,
           fmt::format("the checkpoint of step {} was not saved, earlier ones are as they were",
                       request_.run.step));
   }
