@@ -22,7 +22,8 @@ struct SaveRequest {
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views = {};
-  int keep_last = 0;  // complete checkpoints to keep, this one included; 0: all
+  int keep_last = 0;       // complete checkpoints to keep, this one included; 0: all
+  int64_t keep_every = 0;  // those of steps that are multiples of it stay as well; 0: no others
   FileSystem* file_system = &posix_file_system();
 };
 
