@@ -86,7 +86,7 @@ TEST_P(LaterFieldTest, IsUnknown) {
 }
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
                          ::testing::Values("parallelism.hybrid", "optimizer.galore_rank",
-                                           "checkpoint.async", "optimizer.weight_format"));
+                                           "checkpoint.asynchronous", "optimizer.weight_format"));
 
 struct WrongValue {
   std::string assignment;
@@ -336,6 +336,10 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"model.dtype=FP32", "optimizer.state=FP32", "optimizer.master_weight_bits=24"},
      "model.dtype FP32",
      "optimizer.master_weight_bits 32"},
+    {{"checkpoint.every=40", "checkpoint.keep_every=100"},
+     "checkpoint.keep_every (100)",
+     "checkpoint.every (40)"},
+    {{"checkpoint.keep_every=100"}, "checkpoint.keep_every (100)", "checkpoint.every (0)"},
 };
 INSTANTIATE_TEST_SUITE_P(Rules, FieldRuleTest, ::testing::ValuesIn(kBrokenRules));
 
