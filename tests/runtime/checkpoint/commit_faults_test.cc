@@ -266,6 +266,7 @@ class OnHosts final : public Communicator {
     return inner_.broadcast(buffer, root);
   }
   Pending barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color) override { return inner_.split(color); }
   void abort(ExitCode code) noexcept override { inner_.abort(code); }
 
  private:
