@@ -241,6 +241,7 @@ std::string RunCheckpoint::save(const RunProgress& progress) {
       {kSkippedSteps, progress.skipped_steps},
       {kPreviousNorm, std::bit_cast<int64_t>(engine_.optimizer().previous_norm())}};
   request.layout = &engine_.layout();
+  request.shard = engine_.state().placement().own();
   const auto views = engine_.state().shard_views();
   request.views = views;
   request.keep_last = config_.checkpoint().keep_last();

@@ -47,6 +47,7 @@ std::vector<FileRecord> gather_records(std::span<const FileRecord> mine,
     auto of_rank = decode_files(std::string_view(received).substr(range.offset, range.size));
     std::ranges::move(of_rank, std::back_inserter(records));
   }
+  std::ranges::stable_sort(records, {}, &FileRecord::rank);  // ranks may own other shards
   return records;
 }
 
@@ -110,11 +111,12 @@ class Saving {
     });
     agree_on([&] {
       const ShardBytes bytes = bytes_of_views(*schema_, request_.views);
+      const int shard = request_.shard.value_or(communicator_.rank());
       for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
-        records_.push_back(write_shard_file(
-            {*request_.file_system, commit_.temporary_path(), *schema_,
-             plan_file(*schema_, kind, communicator_.rank()), communicator_.rank(), bytes},
-            hasher_));
+        records_.push_back(
+            write_shard_file({*request_.file_system, commit_.temporary_path(), *schema_,
+                              plan_file(*schema_, kind, shard), shard, bytes},
+                             hasher_));
       }
     });
   }
