@@ -203,7 +203,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
                                                   *rule_, options);
   model_->bind(optimizer_->model_weights(), gradients_->local());
-  allocate_save_staging(config, communicator.rank());
+  allocate_save_staging(config);
   predicted_ = predict(config, communicator.rank(), shape);
 }
 
@@ -216,12 +216,12 @@ std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, in
 }
 
 // Only a save in the middle of a run has anything to go on with while it is written.
-void Engine::allocate_save_staging(const proto::RunConfig& config, int rank) {
+void Engine::allocate_save_staging(const proto::RunConfig& config) {
   saves_in_background_ = config.checkpoint().async() && config.checkpoint().every() > 0;
   if (!saves_in_background_) return;
-  const auto bytes =
-      static_cast<size_t>(std::min(config.checkpoint().staging_bytes(),
-                                   owned_bytes(*layout_, *rule_, rank, model_options_.dtype)));
+  const auto bytes = static_cast<size_t>(
+      std::min(config.checkpoint().staging_bytes(),
+               owned_bytes(*layout_, *rule_, state_->placement().own(), model_options_.dtype)));
   void* memory = ledger_->allocate(MemoryClass::kStaging, bytes);
   save_staging_ = {static_cast<std::byte*>(memory), bytes};
 }

@@ -75,7 +75,7 @@ class Engine {
 
  private:
   std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);
-  void allocate_save_staging(const proto::RunConfig& config, int rank);
+  void allocate_save_staging(const proto::RunConfig& config);
   MemoryTable predict(const proto::RunConfig& config, int rank, const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;

@@ -23,7 +23,7 @@ Error silent_storage(const std::string& path, std::chrono::duration<double> dead
 BackgroundSave::BackgroundSave(Communicator& communicator, Source source)
     : communicator_(communicator),
       source_(std::move(source)),
-      rows_(schema_of(source_.layout, source_.views), communicator.rank(), source_.views,
+      rows_(schema_of(source_.layout, source_.views), source_.shard, source_.views,
             source_.staging),
       patience_(source_.deadline) {}
 
@@ -38,6 +38,7 @@ BackgroundSave::~BackgroundSave() {
 
 void BackgroundSave::begin(SaveRequest request) {
   request.layout = &source_.layout;
+  request.shard = source_.shard;
   request.views = source_.views;
   saving_.emplace(request, communicator_);
   try {

@@ -24,6 +24,7 @@ class BackgroundSave {
   /// it ends the run. Throws Error(kUsage): the staging has no room for a unit.
   struct Source {
     const ShardLayout& layout;
+    int shard;  // of the layout, that the views are
     std::vector<ShardTensorView> views;
     std::span<std::byte> staging;
     std::chrono::duration<double> deadline;

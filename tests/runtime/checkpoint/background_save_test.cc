@@ -38,7 +38,8 @@ class SavedRank {
       : communicator_(communicator),
         state_(communicator.rank(), communicator.world_size(), seed),
         staging_(staging),
-        save_(communicator, {state_.layout(), state_.mutable_views(), staging_, deadline}) {}
+        save_(communicator,
+              {state_.layout(), communicator.rank(), state_.mutable_views(), staging_, deadline}) {}
 
   void begin(const std::string& folder, int64_t step,
              FileSystem& file_system = posix_file_system()) {
