@@ -5,6 +5,7 @@ option(FLASHSHARD_MPI "Build the MPI transport; without it only in-process ranks
 option(FLASHSHARD_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(FLASHSHARD_BENCHMARKS "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(FLASHSHARD_COVERAGE "Instrument for gcov" OFF)
+option(FLASHSHARD_LIBFUZZER "Build the fuzz targets with libFuzzer (clang)" OFF)
 set(FLASHSHARD_SANITIZE "" CACHE STRING "Sanitizers to build with, e.g. address,undefined or thread")
 
 set(CMAKE_CXX_STANDARD 20)
@@ -24,6 +25,9 @@ target_compile_options(flashshard_options INTERFACE
 if(FLASHSHARD_SANITIZE)
   target_compile_options(flashshard_options INTERFACE $<BUILD_INTERFACE:-fsanitize=${FLASHSHARD_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
   target_link_options(flashshard_options INTERFACE $<BUILD_INTERFACE:-fsanitize=${FLASHSHARD_SANITIZE}>)
+endif()
+if(FLASHSHARD_LIBFUZZER)
+  target_compile_options(flashshard_options INTERFACE $<BUILD_INTERFACE:-fsanitize=fuzzer-no-link>)
 endif()
 if(FLASHSHARD_COVERAGE)
   target_compile_options(flashshard_options INTERFACE $<BUILD_INTERFACE:--coverage;-fprofile-update=atomic>)

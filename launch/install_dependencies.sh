@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(build-essential cmake ninja-build pkg-config git
   libopenmpi-dev openmpi-bin
   libprotobuf-dev protobuf-compiler
-  libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libhwy-dev libxxhash-dev
+  libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libhwy-dev libxxhash-dev libzstd-dev
   libcli11-dev libfmt-dev libspdlog-dev nlohmann-json3-dev
   libsentencepiece-dev
   bible-kjv)

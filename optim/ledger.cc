@@ -1,5 +1,7 @@
 #include "optim/ledger.h"
 
+#include <algorithm>
+
 #include "optim/buckets.h"
 #include "optim/gathered_weights.h"
 #include "optim/reduction.h"
@@ -55,6 +57,18 @@ void add_staging(const BucketPlan& plan, int rank, const LedgerInputs& inputs, M
 
 }  // namespace
 
+int64_t owned_bytes(const ShardLayout& layout, const UpdateRule& rule, int rank, DType model) {
+  int64_t bytes = 0;
+  for (int t = 0; t < layout.tensors(); ++t) {
+    const int64_t elements = held(layout, t, rank, true);
+    bytes += elements * width(model);
+    for (const StateTensorSpec& state : rule.states(layout.parameter(t))) {
+      bytes += state.elements_for(elements) * width(state.dtype);
+    }
+  }
+  return bytes;
+}
+
 MemoryTable predict_memory(const ShardLayout& layout, const UpdateRule& rule, int rank,
                            const LedgerInputs& inputs) {
   MemoryTable table;
@@ -70,6 +84,8 @@ MemoryTable predict_memory(const ShardLayout& layout, const UpdateRule& rule, in
   const BucketPlan plan(layout, inputs.bucket_bytes, width(inputs.wire));
   add_gradients(plan, rank, inputs.format, table);
   add_staging(plan, rank, inputs, table);
+  table[MemoryClass::kStaging] =
+      std::min(inputs.staging_limit, owned_bytes(layout, rule, rank, inputs.format.model));
   table[MemoryClass::kActivations] = inputs.activation_bytes;
   table[MemoryClass::kOther] = inputs.other_bytes;
   return table;

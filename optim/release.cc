@@ -43,6 +43,7 @@ void ShardedOptimizer::release(const Bucket& bucket) {
 
 void ShardedOptimizer::apply_released(const Bucket& bucket, const StepFactors& factors) {
   const auto apply = [&](const Bucket& ready) {
+    hold(ready);
     const Stopwatch watch;
     rule_.apply(slices(ready), factors, {});
     release_.outcome.update_ms += watch.milliseconds();

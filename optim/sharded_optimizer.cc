@@ -160,6 +160,7 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   StepOutcome outcome = sharding_.release ? finish_release() : step_at_once(learning_rate);
   health_ = std::exchange(counting_, {});
   outcome.reduce_ms = reduce_ms_;
+  outcome.held_ms = std::exchange(held_ms_, 0);
   outcome.gather_ms = gather_.take_ms() + (gathered_ ? gathered_->take_wait_ms() : 0);
   return outcome;
 }
@@ -206,8 +207,16 @@ std::vector<ShardSlice> ShardedOptimizer::slices(const Bucket& bucket) const {
   return slices;
 }
 
+void ShardedOptimizer::hold(const Bucket& bucket) {
+  if (!before_update_) return;
+  const Stopwatch watch;
+  before_update_(bucket);
+  held_ms_ += watch.milliseconds();
+}
+
 void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) {
   const auto apply = [&](const Bucket& bucket) {
+    hold(bucket);
     const Stopwatch watch;
     if (sharding_.divides_states()) gradients_.load(bucket);
     rule_.apply(slices(bucket), factors, {});

@@ -55,6 +55,7 @@ struct StepOutcome {
   int64_t skipped_buckets = 0;  // with release
   bool applied = false;         // false: skipped, no state byte changed
   double reduce_ms = 0, update_ms = 0, gather_ms = 0;
+  double held_ms = 0;  // what updates waited for before they began (set_before_update)
 };
 
 /// What ranks agree on about gradients.
@@ -102,6 +103,11 @@ class ShardedOptimizer {
   /// This layer's gradients are final on this rank: fills its buckets and starts their reduction.
   /// Every rank calls it for every layer, in backward order, contributors or not.
   void layer_ready(int layer);
+  /// Called before an update changes this rank's own rows of a bucket, weights and states: who
+  /// still reads them keeps it waiting. Nothing else changes them between two steps.
+  void set_before_update(std::function<void(const Bucket&)> before) {
+    before_update_ = std::move(before);
+  }
   /// Ends the step. `local_tokens` is what this rank's gradients sum over.
   StepOutcome step(double learning_rate, int64_t local_tokens);
 
@@ -130,13 +136,14 @@ class ShardedOptimizer {
   StepOutcome step_at_once(double learning_rate);
   void update(const StepFactors& factors, StepOutcome* outcome);
   std::vector<ShardSlice> slices(const Bucket& bucket) const;
+  void hold(const Bucket& bucket);
 
   // release.cc
   void begin_release(const Round& round);
   void release(const Bucket& bucket);
   void apply_released(const Bucket& bucket, const StepFactors& factors);
   StepOutcome finish_release();
-  double released_ms() const { return release_.outcome.update_ms + gather_.ms(); }
+  double released_ms() const { return release_.outcome.update_ms + gather_.ms() + held_ms_; }
 
   BucketGather make_gather() const;
   BucketGather make_weight_gather() const;
@@ -173,7 +180,9 @@ class ShardedOptimizer {
   int64_t rejected_groups_ = 0;
   UpdateHealth health_, counting_;  // of the last step, and of the one under way
   double reduce_ms_ = 0;
-  GradientSums sums_;  // of the step: this rank's; with release all ranks'
+  std::function<void(const Bucket&)> before_update_;
+  double held_ms_ = 0;  // of the step
+  GradientSums sums_;   // of the step: this rank's; with release all ranks'
   Release release_;
 };
 

@@ -103,12 +103,18 @@ void add_reshard(CLI::App& app, Action& action) {
       ->check(CLI::Range(1, 65536))
       ->required();
   command
+      ->add_option("--zstd-level", request->zstd_level,
+                   "Write the shard files under zstd at this level; 0: as plain safetensors")
+      ->check(CLI::Range(0, 19))
+      ->capture_default_str();
+  command
       ->add_option("--output", request->folder,
                    "Folder of checkpoints that gets the new one, under the name of its step")
       ->required();
   command->footer(
       "A run resumes at any number of ranks without it.\n"
-      "Example:\n  flashshard reshard runs/quickstart --ranks 8 --output runs/for-8/checkpoints");
+      "Examples:\n  flashshard reshard runs/quickstart --ranks 8 --output runs/for-8/checkpoints\n"
+      "  flashshard reshard runs/quickstart --ranks 1 --zstd-level 1 --output archive/checkpoints");
   command->callback([request, &action] { action = [request] { return run_reshard(*request); }; });
 }
 

@@ -58,18 +58,30 @@ FileSystem& posix_file_system();
 /// An error of a read: kCheckpoint, or kUsage when permission is missing.
 [[nodiscard]] Error read_error(std::string_view action, const std::string& path, int error);
 
-/// A file being written, closed at the end of its life.
-class OutputFile {
+/// What takes a file's content, as it is (OutputFile) or compressed (zstd_file.h).
+class ByteSink {
  public:
-  OutputFile(FileSystem& file_system, std::string path);  // throws write_error
-  ~OutputFile();
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
+  virtual ~ByteSink() = default;
+  ByteSink(const ByteSink&) = delete;
+  ByteSink& operator=(const ByteSink&) = delete;
 
-  void write(std::span<const std::byte> bytes);  // all of them, or throws write_error
+  virtual void write(std::span<const std::byte> bytes) = 0;  // all of them, or throws write_error
   /// Makes the bytes durable and closes the file. A file that is not finished is not part of
   /// anything.
-  void finish();
+  virtual void finish() = 0;
+
+ protected:
+  ByteSink() = default;
+};
+
+/// A file being written, closed at the end of its life.
+class OutputFile final : public ByteSink {
+ public:
+  OutputFile(FileSystem& file_system, std::string path);  // throws write_error
+  ~OutputFile() override;
+
+  void write(std::span<const std::byte> bytes) override;
+  void finish() override;
 
  private:
   FileSystem& file_system_;
@@ -77,18 +89,33 @@ class OutputFile {
   int file_;
 };
 
+/// A file's content, as it is (InputFile) or decompressed (zstd_file.h).
+class ByteSource {
+ public:
+  virtual ~ByteSource() = default;
+  ByteSource& operator=(const ByteSource&) = delete;
+
+  virtual const std::string& path() const = 0;
+  virtual uint64_t size() const = 0;
+  /// Fills `bytes`; throws Error(kCheckpoint) when the content ends before that, read_error.
+  virtual void read(uint64_t offset, std::span<std::byte> bytes) const = 0;
+
+ protected:
+  ByteSource() = default;
+  ByteSource(const ByteSource&) = default;
+};
+
 /// A file being read.
-class InputFile {
+class InputFile final : public ByteSource {
  public:
   InputFile(FileSystem& file_system, std::string path);  // throws read_error
   InputFile(InputFile&& other) noexcept;
   InputFile& operator=(InputFile&&) = delete;
-  ~InputFile();
+  ~InputFile() override;
 
-  const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }
-  /// Fills `bytes`; throws Error(kCheckpoint) when the file ends before that.
-  void read(uint64_t offset, std::span<std::byte> bytes) const;
+  const std::string& path() const override { return path_; }
+  uint64_t size() const override { return size_; }
+  void read(uint64_t offset, std::span<std::byte> bytes) const override;
 
  private:
   FileSystem& file_system_;

@@ -51,7 +51,8 @@ Inspection inspect(const std::string& argument, FileSystem& file_system) {
     add_tensor(manifest.schema, t, inspection);
   }
   for (const FileRecord& record : manifest.files) {
-    inspection.file_bytes += static_cast<int64_t>(record.bytes);
+    inspection.file_bytes += static_cast<int64_t>(record.bytes_on_disk());
+    inspection.under_zstd = inspection.under_zstd || record.zstd.has_value();
   }
   for (const std::string_view name : {kManifestFile, kManifestJsonFile}) {
     const std::string path = join(inspection.path, name);
@@ -78,7 +79,8 @@ std::string to_text(const Inspection& inspection) {
     text += fmt::format("{:<14} {}\n", name, value);
   }
   text += class_table(inspection);
-  text += fmt::format("  {:<12} {:>16} bytes\n", "on disk", inspection.file_bytes);
+  text += fmt::format("  {:<12} {:>16} bytes{}\n", "on disk", inspection.file_bytes,
+                      inspection.under_zstd ? ", under zstd" : "");
   return text + fmt::format(
                     "{:.2f} times smaller than fp32 weights with Adam's moments (12 bytes a "
                     "parameter)\n",
@@ -101,6 +103,7 @@ std::string to_json(const Inspection& inspection) {
   }
   json["tensor_bytes"] = inspection.tensor_bytes;
   json["file_bytes"] = inspection.file_bytes;
+  json["under_zstd"] = inspection.under_zstd;
   json["bytes_per_parameter"] = inspection.bytes_per_parameter();
   json["compression_against_fp32"] = inspection.compression();
   json["counters"] = inspection.run.counters;

@@ -22,7 +22,8 @@ struct Inspection {
   std::array<int64_t, kStateClasses> bytes_by_class = {};  // of tensor data
   int64_t tensor_bytes = 0;
   int64_t file_bytes = 0;  // tensors, headers and manifests
-  LogicalHash hash;        // as the manifest says; `verify` compares it with the bytes
+  bool under_zstd = false;
+  LogicalHash hash;  // as the manifest says; `verify` compares it with the bytes
 
   double bytes_per_parameter() const {
     return static_cast<double>(tensor_bytes) / static_cast<double>(parameters);

@@ -11,12 +11,14 @@
 
 #include "proto/checkpoint.pb.h"
 #include "runtime/checkpoint/manifest_schema.h"
+#include "runtime/checkpoint/zstd_file.h"
 
 namespace flashshard::checkpoint {
 namespace {
 
 constexpr std::string_view kMagic = "FSHMANI1";
 constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kFormatVersionOfZstd = 2;  // of a checkpoint with files under zstd
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kHashBytes = 16;
 
@@ -123,6 +125,10 @@ void write_file_record(const FileRecord& record, proto::Manifest::File& message)
   message.set_rank(record.rank);
   message.set_bytes(record.bytes);
   message.set_xxh3_128(record.hash.hex());
+  if (record.zstd) {
+    message.set_zstd_bytes(record.zstd->bytes);
+    message.set_zstd_xxh3_128(record.zstd->hash.hex());
+  }
   for (const TensorHash& tensor : record.tensors) {
     auto* entry = message.add_tensors();
     entry->set_name(tensor.name);
@@ -143,6 +149,10 @@ FileRecord read_file_record(const proto::Manifest::File& message, const std::str
   record.rank = message.rank();
   record.bytes = message.bytes();
   record.hash = read_hash(message.xxh3_128(), in_quotes(message.name()), where);
+  if (message.zstd_bytes() > 0) {
+    record.zstd = {message.zstd_bytes(),
+                   read_hash(message.zstd_xxh3_128(), in_quotes(message.name()), where)};
+  }
   for (const auto& tensor : message.tensors()) {
     record.tensors.push_back({tensor.name(), tensor.bytes(),
                               read_hash(tensor.xxh3_128(), in_quotes(tensor.name()), where)});
@@ -159,7 +169,8 @@ void check_file_records(const std::vector<FileRecord>& files, int world_size,
   }
   for (size_t i = 0; i < files.size(); ++i) {
     const int rank = static_cast<int>(i / 2);
-    const std::string name = file_name(i % 2 == 0 ? FileKind::kWeights : FileKind::kState, rank);
+    std::string name = file_name(i % 2 == 0 ? FileKind::kWeights : FileKind::kState, rank);
+    if (files[i].zstd) name += kZstdSuffix;
     if (files[i].name != name || files[i].rank != rank) {
       fail(where, fmt::format("file {} of rank {} where {} of rank {} belongs",
                               in_quotes(files[i].name), files[i].rank, name, rank));
@@ -194,6 +205,13 @@ LogicalHash read_logical_hash(const proto::Manifest& message, const std::string&
   return hash;
 }
 
+/// Releases that know nothing of zstd say so, rather than that a file is missing.
+uint32_t format_version_of(std::span<const FileRecord> files) {
+  const bool any =
+      std::ranges::any_of(files, [](const auto& file) { return file.zstd.has_value(); });
+  return any ? kFormatVersionOfZstd : kFormatVersion;
+}
+
 std::string to_json(const proto::Manifest& message) {
   google::protobuf::util::JsonPrintOptions options;
   options.add_whitespace = true;
@@ -211,7 +229,7 @@ std::string to_json(const proto::Manifest& message) {
 
 ManifestFiles encode_manifest(const Manifest& manifest) {
   proto::Manifest message;
-  message.set_format_version(kFormatVersion);
+  message.set_format_version(format_version_of(manifest.files));
   write_run(manifest.run, message);
   write_schema(manifest.schema, message);
   for (const FileRecord& record : manifest.files) write_file_record(record, *message.add_files());
@@ -233,15 +251,21 @@ bool manifest_frame_holds(std::string_view pb) { return unframe(pb).problem.empt
 
 Manifest decode_manifest(std::string_view pb, const std::string& where) {
   const proto::Manifest message = parse(pb, where);
-  if (message.format_version() != kFormatVersion) {
-    throw Error(ExitCode::kCheckpoint,
-                fmt::format("format version {} of the checkpoint is unknown, this program knows {}",
-                            message.format_version(), kFormatVersion),
-                where, "open it with the release that saved it, or a newer one");
+  if (message.format_version() != kFormatVersion &&
+      message.format_version() != kFormatVersionOfZstd) {
+    throw Error(
+        ExitCode::kCheckpoint,
+        fmt::format("format version {} of the checkpoint is unknown, this program knows {} and {}",
+                    message.format_version(), kFormatVersion, kFormatVersionOfZstd),
+        where, "open it with the release that saved it, or a newer one");
   }
   Manifest manifest{read_run(message, where), read_schema(message, where), {}, {}};
   for (const auto& file : message.files()) manifest.files.push_back(read_file_record(file, where));
   check_file_records(manifest.files, manifest.schema.layout.world_size(), where);
+  if (message.format_version() != format_version_of(manifest.files)) {
+    fail(where,
+         fmt::format("format_version {} is not that of its files", message.format_version()));
+  }
   manifest.logical_hash = read_logical_hash(message, where);
   return manifest;
 }

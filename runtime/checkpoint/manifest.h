@@ -45,9 +45,18 @@ struct TensorHash {
 struct FileRecord {
   std::string name;
   int rank = 0;
-  uint64_t bytes = 0;
-  Hash128 hash;
+  uint64_t bytes = 0;               // of the safetensors file
+  Hash128 hash;                     // of the safetensors file
   std::vector<TensorHash> tensors;  // in the order of their bytes
+
+  /// The file on disk, where it is the safetensors file under zstd.
+  struct Compressed {
+    uint64_t bytes = 0;
+    Hash128 hash;
+  };
+  std::optional<Compressed> zstd = {};
+
+  uint64_t bytes_on_disk() const { return zstd ? zstd->bytes : bytes; }
 };
 
 struct Manifest {

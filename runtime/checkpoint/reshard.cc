@@ -31,17 +31,19 @@ ShardBytes bytes_of_checkpoint(const Schema& schema, RowReader& reader) {
   };
 }
 
-Manifest write_files(const CheckpointReader& source, int ranks, const std::string& folder,
-                     FileSystem& file_system) {
-  Manifest manifest{source.manifest().run, schema_for(source.manifest().schema, ranks), {}, {}};
+Manifest write_files(const CheckpointReader& source, const ReshardRequest& request,
+                     const std::string& folder) {
+  Manifest manifest{
+      source.manifest().run, schema_for(source.manifest().schema, request.ranks), {}, {}};
   RowReader rows(source);
   const ShardBytes bytes = bytes_of_checkpoint(manifest.schema, rows);
   LogicalHasher hasher;
-  for (int rank = 0; rank < ranks; ++rank) {
+  for (int rank = 0; rank < request.ranks; ++rank) {
     for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
       const ShardFilePlan plan = plan_file(manifest.schema, kind, rank);
-      manifest.files.push_back(
-          write_shard_file({file_system, folder, manifest.schema, plan, rank, bytes}, hasher));
+      manifest.files.push_back(write_shard_file(
+          {*request.file_system, folder, manifest.schema, plan, rank, bytes, request.zstd_level},
+          hasher));
     }
   }
   manifest.logical_hash = hasher.sum();
@@ -67,15 +69,14 @@ ReshardResult reshard(const ReshardRequest& request) {
   }
   try {
     commit.begin();
-    const Manifest manifest =
-        write_files(source, request.ranks, commit.temporary_path(), file_system);
+    const Manifest manifest = write_files(source, request, commit.temporary_path());
     commit.commit(manifest, result.warnings);
     result.hash = manifest.logical_hash;
   } catch (...) {
     commit.discard();
     throw;
   }
-  commit.update_latest_and_delete_old(/*keep_last=*/0, result.warnings);
+  commit.update_latest_and_delete_old({}, result.warnings);
   return result;
 }
 

@@ -14,6 +14,7 @@ struct ReshardRequest {
   std::string source;  // a step folder, a checkpoints folder or a run's folder
   int ranks = 1;       // that the new checkpoint looks saved by
   std::string folder;  // a checkpoints folder, made when missing: gets the step's folder
+  int zstd_level = 0;  // of the new shard files; 0: plain safetensors
   FileSystem* file_system = &posix_file_system();
 };
 
@@ -23,10 +24,10 @@ struct ReshardResult {
   std::vector<std::string> warnings;
 };
 
-/// Copies the rows, never decoded, in pieces of about a mebibyte, and commits like a save: a crash
-/// at any instant leaves nothing that could be taken for a checkpoint. The source stays as it is.
-/// Throws Error: kCheckpoint (a damaged source, by its logical hash), kUsage (the folder has this
-/// step already, or may not be written), kOutOfSpace.
+/// Copies the rows, no number of them decoded, in pieces of about a mebibyte, and commits like a
+/// save: a crash at any instant leaves nothing that could be taken for a checkpoint. The source
+/// stays as it is. Throws Error: kCheckpoint (a damaged source, by its logical hash), kUsage (the
+/// folder has this step already, or may not be written), kOutOfSpace.
 ReshardResult reshard(const ReshardRequest& request);
 
 }  // namespace flashshard::checkpoint

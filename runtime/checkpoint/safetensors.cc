@@ -274,7 +274,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
   return header;
 }
 
-SafetensorsHeader read_safetensors_header(const InputFile& file) {
+SafetensorsHeader read_safetensors_header(const ByteSource& file) {
   if (file.size() < kLengthBytes) fail(file.path(), "shorter than its header's length");
   std::array<std::byte, kLengthBytes> raw = {};
   file.read(0, raw);

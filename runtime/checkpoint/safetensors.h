@@ -57,7 +57,7 @@ std::string lay_out_safetensors(SafetensorsHeader& header);
 /// that names the tensor and the field; `where` is the file. data_offset is left 0.
 SafetensorsHeader parse_safetensors_header(std::string_view json, uint64_t data_bytes,
                                            const std::string& where);
-SafetensorsHeader read_safetensors_header(const InputFile& file);
+SafetensorsHeader read_safetensors_header(const ByteSource& file);
 
 /// A text from a file, in quotes, on one line and of bounded length: fit for an error message.
 std::string in_quotes(std::string_view text);

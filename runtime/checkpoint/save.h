@@ -22,7 +22,9 @@ struct SaveRequest {
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views = {};
-  int keep_last = 0;  // complete checkpoints to keep, this one included; 0: all
+  int zstd_level = 0;      // of the shard files; 0: plain safetensors
+  int keep_last = 0;       // complete checkpoints to keep, this one included; 0: all
+  int64_t keep_every = 0;  // those of steps that are multiples of it stay as well; 0: no others
   FileSystem* file_system = &posix_file_system();
 };
 

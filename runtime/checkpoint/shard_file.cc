@@ -6,24 +6,54 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/checkpoint/zstd_file.h"
+
 namespace flashshard::checkpoint {
 namespace {
 
-InputFile open_with_size(FileSystem& file_system, const std::string& path, uint64_t bytes) {
-  InputFile file(file_system, path);
-  if (file.size() != bytes) {
-    throw Error(ExitCode::kCheckpoint,
-                fmt::format("the file has {} bytes, the manifest says {}", file.size(), bytes),
-                path);
+void write_content(const ShardFileWrite& write, ByteSink& file, FileRecord& record,
+                   LogicalHasher& hasher) {
+  const ShardLayout& layout = write.schema.layout;
+  const ShardFilePlan& plan = write.plan;
+  Xxh3 file_hash;
+  Xxh3 tensor_hash;
+  file.write(bytes_of(plan.header_bytes));
+  file_hash.add(bytes_of(plan.header_bytes));
+  for (size_t i = 0; i < plan.entries.size(); ++i) {
+    const ShardEntry& entry = plan.entries[i];
+    const StateRecord& state = write.schema.state(entry.tensor, entry.state);
+    const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
+    const int64_t unit_rows = layout.unit_rows(entry.tensor);
+    const int64_t piece = rows_of_piece(write.schema, entry, write.piece_bytes);
+    const int64_t last = entry.rows.first + entry.rows.count;
+    tensor_hash.reset();
+    for (int64_t row = entry.rows.first; row < last; row += piece) {
+      const auto bytes = write.bytes(entry, {row, std::min(piece, last - row)});
+      file_hash.add(bytes);
+      tensor_hash.add(bytes);
+      hasher.add({layout.parameter(entry.tensor).name, state.name, row / unit_rows, bytes_of_a_unit,
+                  bytes});
+      file.write(bytes);
+    }
+    const SafetensorsEntry& tensor = plan.header.entries[i];
+    record.tensors.push_back({tensor.name, tensor.bytes(), tensor_hash.digest()});
   }
-  return file;
+  file.finish();
+  record.hash = file_hash.digest();
 }
 
 }  // namespace
 
-size_t chunk_bytes(int64_t bytes_of_a_unit) {
-  constexpr int64_t kAbout = int64_t{1} << 20;
-  return static_cast<size_t>(std::max<int64_t>(1, kAbout / bytes_of_a_unit) * bytes_of_a_unit);
+size_t chunk_bytes(int64_t bytes_of_a_unit, size_t piece_bytes) {
+  const auto unit = static_cast<size_t>(bytes_of_a_unit);
+  return std::max<size_t>(1, piece_bytes / unit) * unit;
+}
+
+int64_t rows_of_piece(const Schema& schema, const ShardEntry& entry, size_t piece_bytes) {
+  const ShardLayout& layout = schema.layout;
+  const int64_t unit = unit_bytes(layout, entry.tensor, schema.state(entry.tensor, entry.state));
+  const auto units = static_cast<int64_t>(chunk_bytes(unit, piece_bytes)) / unit;
+  return units * layout.unit_rows(entry.tensor);
 }
 
 ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views) {
@@ -44,43 +74,24 @@ ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView>
 }
 
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher) {
-  const ShardLayout& layout = write.schema.layout;
   const ShardFilePlan& plan = write.plan;
   FileRecord record;
   record.name = plan.name;
   record.rank = write.rank;
   record.bytes = plan.header.data_offset + plan.header.data_bytes;
-
-  Xxh3 file_hash;
-  Xxh3 tensor_hash;
-  OutputFile file(write.file_system, join(write.folder, plan.name));
-  file.write(bytes_of(plan.header_bytes));
-  file_hash.add(bytes_of(plan.header_bytes));
-  for (size_t i = 0; i < plan.entries.size(); ++i) {
-    const ShardEntry& entry = plan.entries[i];
-    const StateRecord& state = write.schema.state(entry.tensor, entry.state);
-    const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
-    const int64_t unit_rows = layout.unit_rows(entry.tensor);
-    const int64_t units = static_cast<int64_t>(chunk_bytes(bytes_of_a_unit)) / bytes_of_a_unit;
-    const int64_t last = entry.rows.first + entry.rows.count;
-    tensor_hash.reset();
-    for (int64_t row = entry.rows.first; row < last; row += units * unit_rows) {
-      const auto bytes = write.bytes(entry, {row, std::min(units * unit_rows, last - row)});
-      file_hash.add(bytes);
-      tensor_hash.add(bytes);
-      hasher.add({layout.parameter(entry.tensor).name, state.name, row / unit_rows, bytes_of_a_unit,
-                  bytes});
-      file.write(bytes);
-    }
-    const SafetensorsEntry& tensor = plan.header.entries[i];
-    record.tensors.push_back({tensor.name, tensor.bytes(), tensor_hash.digest()});
+  if (write.zstd_level == 0) {
+    OutputFile file(write.file_system, join(write.folder, record.name));
+    write_content(write, file, record, hasher);
+  } else {
+    record.name += kZstdSuffix;
+    ZstdOutputFile file(write.file_system, join(write.folder, record.name), write.zstd_level);
+    write_content(write, file, record, hasher);
+    record.zstd = {file.bytes(), file.hash()};
   }
-  file.finish();
-  record.hash = file_hash.digest();
   return record;
 }
 
-uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan) {
+uint64_t check_shard_header(const ByteSource& file, const ShardFilePlan& plan) {
   const SafetensorsHeader header = read_safetensors_header(file);
   const auto& wanted = plan.header.entries;
   for (size_t i = 0; i < std::max(wanted.size(), header.entries.size()); ++i) {
@@ -112,14 +123,28 @@ void check_record(const FileRecord& record, const ShardFilePlan& plan, const std
               where);
 }
 
+std::unique_ptr<ByteSource> open_shard_file(FileSystem& file_system, const std::string& folder,
+                                            const FileRecord& record) {
+  const std::string path = join(folder, record.name);
+  InputFile file(file_system, path);
+  if (file.size() != record.bytes_on_disk()) {
+    throw Error(ExitCode::kCheckpoint,
+                fmt::format("the file has {} bytes, the manifest says {}", file.size(),
+                            record.bytes_on_disk()),
+                path);
+  }
+  if (record.zstd) return std::make_unique<ZstdInputFile>(std::move(file), record.bytes);
+  return std::make_unique<InputFile>(std::move(file));
+}
+
 ShardFileReader::ShardFileReader(FileSystem& file_system, const std::string& folder,
                                  const Manifest& manifest, FileKind kind, int rank)
     : manifest_(manifest),
       plan_(plan_file(manifest.schema, kind, rank)),
       record_(manifest.file(kind, rank)),
-      file_(open_with_size(file_system, join(folder, record_.name), record_.bytes)),
-      data_offset_(check_shard_header(file_, plan_)) {
-  check_record(record_, plan_, file_.path());
+      file_(open_shard_file(file_system, folder, record_)),
+      data_offset_(check_shard_header(*file_, plan_)) {
+  check_record(record_, plan_, file_->path());
 }
 
 void ShardFileReader::read(size_t index, RowRange rows, std::span<std::byte> bytes) const {
@@ -128,13 +153,13 @@ void ShardFileReader::read(size_t index, RowRange rows, std::span<std::byte> byt
   const StateRecord& state = manifest_.schema.state(entry.tensor, entry.state);
   const SafetensorsEntry& tensor = plan_.header.entries[index];
   const int64_t skipped = bytes_of_rows(layout, entry.tensor, state, rows.first - entry.rows.first);
-  file_.read(data_offset_ + tensor.begin + static_cast<uint64_t>(skipped), bytes);
+  file_->read(data_offset_ + tensor.begin + static_cast<uint64_t>(skipped), bytes);
 
   if (rows.count == entry.rows.count && xxh3_128(bytes) != record_.tensors[index].hash) {
     throw Error(
         ExitCode::kCheckpoint,
         fmt::format("tensor {}: its bytes are not those that were saved", in_quotes(tensor.name)),
-        file_.path(), "`flashshard verify` lists the damage; resume from another checkpoint");
+        file_->path(), "`flashshard verify` lists the damage; resume from another checkpoint");
   }
 }
 

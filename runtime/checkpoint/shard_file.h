@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +24,11 @@ using ShardBytes =
 /// Those of a rank's memory. Schema and views must outlive the result.
 ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views);
 
+/// About the bytes that are worked on at once: what is hashed and written is still in the cache.
+constexpr size_t kPieceBytes = size_t{1} << 20;
+/// Bytes of a piece in whole units; at least one.
+size_t chunk_bytes(int64_t bytes_of_a_unit, size_t piece_bytes = kPieceBytes);
+
 struct ShardFileWrite {
   FileSystem& file_system;
   const std::string& folder;
@@ -30,17 +36,23 @@ struct ShardFileWrite {
   const ShardFilePlan& plan;
   int rank = 0;
   const ShardBytes& bytes;
+  int zstd_level = 0;                // 0: a plain safetensors file
+  size_t piece_bytes = kPieceBytes;  // what `bytes` is asked for at once, about
 };
 /// Writes the file, makes its bytes durable and adds its units to the logical hash.
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);
 
-/// Bytes of a piece of work on a state, in whole units: about a mebibyte, so that what is hashed is
-/// still in the cache.
-size_t chunk_bytes(int64_t bytes_of_a_unit);
+/// Rows of an entry that are written at once: whole units of about `piece_bytes`.
+int64_t rows_of_piece(const Schema& schema, const ShardEntry& entry, size_t piece_bytes);
 
 /// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor
 /// and field. Returns where the data begins.
-uint64_t check_shard_header(const InputFile& file, const ShardFilePlan& plan);
+uint64_t check_shard_header(const ByteSource& file, const ShardFilePlan& plan);
+
+/// Opens a rank's file for reading its safetensors content, which is not looked at. Throws
+/// Error(kCheckpoint) naming the file when it has another size than the manifest says.
+std::unique_ptr<ByteSource> open_shard_file(FileSystem& file_system, const std::string& folder,
+                                            const FileRecord& record);
 
 /// The manifest's record of a file lists the tensors of its schema; throws Error(kCheckpoint).
 void check_record(const FileRecord& record, const ShardFilePlan& plan, const std::string& where);
@@ -61,7 +73,7 @@ class ShardFileReader {
   const Manifest& manifest_;
   ShardFilePlan plan_;
   const FileRecord& record_;
-  InputFile file_;
+  std::unique_ptr<ByteSource> file_;
   uint64_t data_offset_;
 };
 

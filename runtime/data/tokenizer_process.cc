@@ -27,6 +27,11 @@ namespace {
 
 constexpr uint32_t kGreeting = 0x314b5446;  // "FTK1"
 constexpr uint32_t kLongestMessage = 4096;  // bytes of an error's text
+// Beyond any vocabulary's longest token, and beyond the tokens that a byte becomes: normalisation
+// makes 18 characters of one of three bytes, and each may fall back to its bytes.
+constexpr uint64_t kLongestToken = 1 << 16;
+constexpr uint64_t kMostTokensOfAByte = 32;
+constexpr size_t kReceivedAtOnce = size_t{1} << 20;
 
 [[noreturn]] void throw_system_error(const char* action) {
   throw Error(ExitCode::kInternal, fmt::format("cannot {} for a tokenizer", action),
@@ -186,10 +191,31 @@ uint32_t TokenizerProcess::receive_number() {
   return number;
 }
 
+/// Memory is asked for as the bytes come: a size alone costs nothing.
 std::string TokenizerProcess::receive_text(size_t size) {
-  std::string text(size, '\0');
-  receive(text.data(), size);
+  std::string text;
+  while (text.size() < size) {
+    const size_t received = text.size();
+    text.resize(received + std::min(kReceivedAtOnce, size - received));
+    receive(text.data() + received, text.size() - received);
+  }
   return text;
+}
+
+std::vector<int32_t> TokenizerProcess::receive_tokens(size_t text_bytes) {
+  const uint64_t count = receive_number();
+  if (count > kMostTokensOfAByte * (text_bytes + 1)) {
+    fail(fmt::format("it gave {} tokens for {} bytes of text", count, text_bytes));
+  }
+  const std::string bytes = receive_text(count * sizeof(int32_t));
+  std::vector<int32_t> tokens(count);
+  std::memcpy(tokens.data(), bytes.data(), bytes.size());
+  for (const int32_t token : tokens) {
+    if (token < 0 || token >= identity_.vocab_size) {
+      fail(fmt::format("it gave the id {}, its vocabulary has {}", token, identity_.vocab_size));
+    }
+  }
+  return tokens;
 }
 
 void TokenizerProcess::expect_success() {
@@ -235,16 +261,9 @@ std::vector<std::vector<int32_t>> TokenizerProcess::encode(
   }
   send(request);
   expect_success();
-  std::vector<std::vector<int32_t>> all(texts.size());
-  for (auto& tokens : all) {
-    tokens.resize(receive_number());
-    receive(tokens.data(), tokens.size() * sizeof(int32_t));
-    for (const int32_t token : tokens) {
-      if (token < 0 || token >= identity_.vocab_size) {
-        fail(fmt::format("it gave the id {}, its vocabulary has {}", token, identity_.vocab_size));
-      }
-    }
-  }
+  std::vector<std::vector<int32_t>> all;
+  all.reserve(texts.size());
+  for (const std::string_view text : texts) all.push_back(receive_tokens(text.size()));
   return all;
 }
 
@@ -254,7 +273,11 @@ std::string TokenizerProcess::decode(std::span<const int32_t> tokens) {
   request.append(reinterpret_cast<const char*>(tokens.data()), tokens.size_bytes());
   send(request);
   expect_success();
-  return receive_text(receive_number());
+  const uint64_t size = receive_number();
+  if (size > kLongestToken * tokens.size()) {
+    fail(fmt::format("it gave {} bytes of text for {} tokens", size, tokens.size()));
+  }
+  return receive_text(size);
 }
 
 std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(const std::filesystem::path& model) {

@@ -44,6 +44,8 @@ class TokenizerProcess : public Tokenizer {
   void receive(void* bytes, size_t size);
   uint32_t receive_number();
   std::string receive_text(size_t size);
+  /// Those of a text of so many bytes.
+  std::vector<int32_t> receive_tokens(size_t text_bytes);
   void expect_success();
   /// Throws for a program that is gone: its last words if it said any.
   [[noreturn]] void fail(const std::string& what);

@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/error.h"
-#include "proto/sentencepiece.pb.h"
 #include "runtime/data/file.h"
 #include "runtime/exchange/json_text.h"
+#include "runtime/exchange/sentencepiece_model.h"
 #include "runtime/exchange/tokenizer_files.h"
 
 namespace flashshard::exchange {
@@ -22,7 +22,6 @@ constexpr int32_t kNormal = 1;
 constexpr int32_t kControl = 3;
 constexpr int32_t kUserDefined = 4;
 constexpr int32_t kUnused = 5;
-constexpr int32_t kByte = 6;
 
 /// How families split text before their merges, by the regular expression in tokenizer.json.
 struct Splitting {
@@ -56,13 +55,8 @@ GgufVocabulary byte_vocabulary() {
 }
 
 GgufVocabulary sentencepiece_vocabulary(const std::filesystem::path& path) {
-  const data::MappedFile file(path);
-  proto::SentencePieceModel model;
-  if (file.bytes().size() > static_cast<size_t>(std::numeric_limits<int>::max()) ||
-      !model.ParseFromArray(file.bytes().data(), static_cast<int>(file.bytes().size()))) {
-    damaged(path.string(), "it is no SentencePiece model");
-  }
-  if (model.trainer().model_type() != 2)
+  const proto::SentencePieceModel model = read_sentencepiece_model(path);
+  if (model.trainer().model_type() != static_cast<int32_t>(PieceModel::kBytePair))
     refuse(path.string(), "its model is not byte-pair encoding");
   GgufVocabulary vocabulary;
   vocabulary.model = "llama";
@@ -72,7 +66,7 @@ GgufVocabulary sentencepiece_vocabulary(const std::filesystem::path& path) {
     vocabulary.scores.push_back(piece.score());
     vocabulary.types.push_back(piece.type());
   }
-  if (std::ranges::count(vocabulary.types, kByte) != 256) {
+  if (!falls_back_to_bytes(model)) {
     refuse(path.string(), "it does not fall back to bytes");
   }
   vocabulary.add_space_prefix = model.normalizer().add_dummy_prefix();

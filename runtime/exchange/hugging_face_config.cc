@@ -160,7 +160,12 @@ void read_rope(Fields& fields, LlamaOptions& options, std::vector<std::string>& 
   if (object.is_null()) return;
   if (!object.is_object()) fields.fail(name, object, "an object");
   Fields rope(object, fields.where(), name + ".");
-  options.rope_theta = rope.number("rope_theta", options.rope_theta);
+  const double theta = rope.number("rope_theta", options.rope_theta);
+  if (fields.has("rope_theta") && theta != options.rope_theta) {
+    rope.fail("rope_theta", rope.get("rope_theta"),
+              fmt::format("{} as rope_theta has it", fields.get("rope_theta").dump()));
+  }
+  options.rope_theta = theta;
   const std::string_view kind = rope.has("rope_type") || !rope.has("type") ? "rope_type" : "type";
   const std::string type =
       rope.text(kind, one_object ? std::optional<std::string>("default") : std::nullopt);

@@ -82,7 +82,7 @@ ExportResult export_hugging_face(const ExportRequest& request) {
   OutputFolder output(*request.file_system, request.output);
   int32_t beginning = data::kNoToken;
   if (request.tokenizer && model.tokenizer()) {
-    write_tokenizer_files(*model.tokenizer(), model.tokenizer_folder(), output);
+    result.warnings = write_tokenizer_files(*model.tokenizer(), model.tokenizer_folder(), output);
     if (model.tokenizer()->kind == "hf") {
       beginning = beginning_of_text(model.tokenizer_folder() / data::kHuggingFaceFile);
     }

@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "runtime/data/file.h"
 #include "runtime/exchange/json_text.h"
+#include "runtime/exchange/sentencepiece_model.h"
 
 namespace flashshard::exchange {
 namespace {
@@ -50,6 +51,54 @@ int32_t first_token(const json& processing, const std::filesystem::path& path) {
   return ids[0].get<int32_t>();
 }
 
+void write_settings(const char* tokenizer_class, const nlohmann::ordered_json& special_tokens,
+                    const OutputFolder& output) {
+  nlohmann::ordered_json settings = {{"tokenizer_class", tokenizer_class},
+                                     {"clean_up_tokenization_spaces", false},
+                                     {"add_bos_token", false},
+                                     {"add_eos_token", false}};
+  if (!special_tokens.is_null()) settings.update(special_tokens);
+  output.write_file(data::kHuggingFaceSettingsFile, settings.dump(2) + "\n");
+}
+
+/// What stands beside tokenizer.model: LlamaTokenizer alone reads such a file, and takes it for a
+/// byte-pair model that leaves texts as they are and puts a space before them.
+void write_sentencepiece(const data::TokenizerIdentity& identity, const std::filesystem::path& path,
+                         const OutputFolder& output, std::vector<std::string>& warnings) {
+  const proto::SentencePieceModel model = read_sentencepiece_model(path);
+  const auto made = sentencepiece_tokenizer_json(model);
+  if (!made) {
+    write_settings("LlamaTokenizer", {}, output);
+    warnings.emplace_back(
+        "tokenizer.model is of a kind that tokenizer.json has no counterpart of: transformers will "
+        "split texts differently");
+    return;
+  }
+  output.write_file(data::kHuggingFaceFile, *made);
+  nlohmann::ordered_json special_tokens;
+  for (int id = 0; id < model.pieces_size(); ++id) {
+    const auto& piece = model.pieces(id);
+    if (piece.type() == static_cast<int32_t>(PieceType::kUnknown)) {
+      special_tokens["unk_token"] = piece.piece();
+    } else if (id == identity.end_of_document) {
+      special_tokens["eos_token"] = piece.piece();
+    }
+  }
+  write_settings("PreTrainedTokenizerFast", special_tokens, output);
+}
+
+/// True where tokenizer.json is what write_sentencepiece writes beside tokenizer.model.
+bool is_made_of_sentencepiece(const std::filesystem::path& tokenizer_json,
+                              const std::filesystem::path& model) {
+  if (!std::filesystem::exists(model)) return false;
+  try {
+    const auto made = sentencepiece_tokenizer_json(read_sentencepiece_model(model));
+    return made && text_of(data::MappedFile(tokenizer_json)) == *made;
+  } catch (const Error&) {
+    return false;  // other programs give other files that name
+  }
+}
+
 }  // namespace
 
 std::string byte_level_character(uint8_t byte) {
@@ -88,35 +137,31 @@ std::string byte_tokenizer_json() {
   return json.dump(1) + "\n";
 }
 
-void write_tokenizer_files(const data::TokenizerIdentity& identity,
-                           const std::filesystem::path& from, const OutputFolder& output) {
-  const auto settings = [&](const char* tokenizer_class) {
-    const nlohmann::ordered_json json = {{"tokenizer_class", tokenizer_class},
-                                         {"clean_up_tokenization_spaces", false},
-                                         {"add_bos_token", false},
-                                         {"add_eos_token", false}};
-    output.write_file(data::kHuggingFaceSettingsFile, json.dump(2) + "\n");
-  };
+std::vector<std::string> write_tokenizer_files(const data::TokenizerIdentity& identity,
+                                               const std::filesystem::path& from,
+                                               const OutputFolder& output) {
+  std::vector<std::string> warnings;
   if (identity.kind == "byte") {
     output.write_file(data::kHuggingFaceFile, byte_tokenizer_json());
-    settings("PreTrainedTokenizerFast");
+    write_settings("PreTrainedTokenizerFast", {}, output);
   } else if (identity.kind == "sentencepiece") {
     require_tokenizer_file(identity, from / data::kSentencePieceFile);
     copy_file(from / data::kSentencePieceFile, output);
-    settings("LlamaTokenizer");
+    write_sentencepiece(identity, from / data::kSentencePieceFile, output, warnings);
   } else if (identity.kind == "hf") {
     require_tokenizer_file(identity, from / data::kHuggingFaceFile);
     copy_file(from / data::kHuggingFaceFile, output);
     if (std::filesystem::exists(from / data::kHuggingFaceSettingsFile)) {
       copy_file(from / data::kHuggingFaceSettingsFile, output);
     } else {
-      settings("PreTrainedTokenizerFast");
+      write_settings("PreTrainedTokenizerFast", {}, output);
     }
   } else {
     throw Error(ExitCode::kBadData,
                 fmt::format("{} shards do not say how their tokens were made", identity.kind), "",
                 "leave the tokenizer out with --no-tokenizer");
   }
+  return warnings;
 }
 
 void require_tokenizer_file(const data::TokenizerIdentity& identity,
@@ -147,13 +192,13 @@ int32_t beginning_of_text(const std::filesystem::path& tokenizer_json) {
 
 std::optional<data::TokenizerIdentity> identify_tokenizer(const std::filesystem::path& folder) {
   const auto json = folder / data::kHuggingFaceFile;
-  if (std::filesystem::exists(json)) {
+  const auto model = folder / data::kSentencePieceFile;
+  if (std::filesystem::exists(json) && !is_made_of_sentencepiece(json, model)) {
     if (text_of(data::MappedFile(json)) == byte_tokenizer_json()) {
       return data::make_tokenizer("byte")->identity();
     }
     return data::make_tokenizer("hf:" + folder.string())->identity();
   }
-  const auto model = folder / data::kSentencePieceFile;
   if (!std::filesystem::exists(model)) return std::nullopt;
   return data::make_tokenizer("sentencepiece:" + model.string())->identity();
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "runtime/data/tokenizer.h"
 #include "runtime/exchange/output_folder.h"
@@ -20,9 +21,11 @@ std::string byte_tokenizer_json();
 std::string byte_level_character(uint8_t byte);
 
 /// Copies (bytes: writes) the files of `identity`, which lie in `from`, so that transformers opens
-/// them. Throws Error(kBadData): they are missing, or another tokenizer's.
-void write_tokenizer_files(const data::TokenizerIdentity& identity,
-                           const std::filesystem::path& from, const OutputFolder& output);
+/// them, with a tokenizer.json of a SentencePiece model. Returns warnings: where transformers will
+/// give other ids. Throws Error(kBadData): they are missing, or another tokenizer's.
+std::vector<std::string> write_tokenizer_files(const data::TokenizerIdentity& identity,
+                                               const std::filesystem::path& from,
+                                               const OutputFolder& output);
 
 /// Throws Error(kBadData) unless `path` is the model file that `identity` was made of.
 void require_tokenizer_file(const data::TokenizerIdentity& identity,
@@ -34,7 +37,8 @@ void require_tokenizer_file(const data::TokenizerIdentity& identity,
 int32_t beginning_of_text(const std::filesystem::path& tokenizer_json);
 
 /// The tokenizer of a Hugging Face folder: bytes where tokenizer.json is byte_tokenizer_json(),
-/// else that of tokenizer.json, else of tokenizer.model; nothing where it has none. Throws
+/// that of tokenizer.model where tokenizer.json was made of it here or is not there, else that of
+/// tokenizer.json; nothing where it has none. Throws
 /// Error(kUsage): python3's package `tokenizers` is missing. Error(kBadData): damaged files.
 std::optional<data::TokenizerIdentity> identify_tokenizer(const std::filesystem::path& folder);
 

@@ -74,6 +74,8 @@ def load(folder):
         raise Refused(b"d", "has an empty vocabulary")
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    # Text is text: a document that quotes "<|endoftext|>" does not end there.
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

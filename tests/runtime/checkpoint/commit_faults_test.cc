@@ -117,6 +117,25 @@ TEST_F(Commit, KeepLastCountsCompleteCheckpointsOnly) {
   EXPECT_THAT(names(), ElementsAre("latest", "step-00000020", "step-00000050"));
 }
 
+TEST_F(Commit, KeepEveryKeepsItsStepsBesideTheNewest) {
+  for (const int64_t step : {10, 20, 30, 40, 50}) {
+    EXPECT_THAT(errors_of_ranks(1,
+                                [&](Communicator& communicator) {
+                                  const SampleState state(0, 1, 1);
+                                  save({.folder = folder_,
+                                        .run = sample_run(step),
+                                        .layout = &state.layout(),
+                                        .views = state.views(),
+                                        .keep_last = 2,
+                                        .keep_every = 20},
+                                       communicator);
+                                }),
+                Each(""));
+  }
+  EXPECT_THAT(names(), ElementsAre("latest", "step-00000020", "step-00000040", "step-00000050"))
+      << "the two newest, and the multiples of 20";
+}
+
 TEST_F(Commit, WhatWasJustSavedIsNeverDeleted) {
   for (const int64_t step : {30, 40}) ASSERT_THAT(save_on_ranks(folder_, step, 1), Each(""));
   // A run resumed from an older checkpoint saves an earlier step than those beside it.

@@ -157,7 +157,24 @@ using T = proto::Manifest::Tensor;
 INSTANTIATE_TEST_SUITE_P(
     Cases, HostileManifest,
     ::testing::Values(
-        Hostile{"NewerFormat", [](auto& m) { m.set_format_version(2); }, "format version 2"},
+        Hostile{"NewerFormat", [](auto& m) { m.set_format_version(3); }, "format version 3"},
+        Hostile{"FormatOfZstdWithoutAny", [](auto& m) { m.set_format_version(2); },
+                "format_version 2 is not that of its files"},
+        Hostile{"ZstdInTheFormatBefore",
+                [](auto& m) {
+                  m.mutable_files(0)->set_name("weights-00000.safetensors.zst");
+                  m.mutable_files(0)->set_zstd_bytes(10);
+                  m.mutable_files(0)->set_zstd_xxh3_128(std::string(32, '0'));
+                },
+                "format_version 1 is not that of its files"},
+        Hostile{"ZstdUnderThePlainName",
+                [](auto& m) {
+                  m.mutable_files(0)->set_zstd_bytes(10);
+                  m.mutable_files(0)->set_zstd_xxh3_128(std::string(32, '0'));
+                },
+                "weights-00000.safetensors.zst"},
+        Hostile{"ZstdHashIsNone", [](auto& m) { m.mutable_files(0)->set_zstd_bytes(10); },
+                "is no hash"},
         Hostile{"NegativeStep", [](auto& m) { m.set_step(-1); }, "cannot be negative"},
         Hostile{"NoRanks", [](auto& m) { m.set_world_size(0); }, "a world size of 0"},
         Hostile{"TooManyRanks", [](auto& m) { m.set_world_size(2000000000); }, "a world size of"},

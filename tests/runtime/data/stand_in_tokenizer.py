@@ -52,6 +52,10 @@ while True:
             refuse(b"d", b"does not like this text")
             continue
         answer = b"+"
+        if behaviour == "floods":
+            out.write(answer + struct.pack("<I", 0xFFFFFFFF))
+            out.flush()
+            continue
         for text in texts:
             units = struct.unpack(f"<{len(text.encode('utf-16-le')) // 2}H", text.encode("utf-16-le"))
             ids = [5000 if behaviour == "lies" else max(1, unit % 1000) for unit in units]
@@ -60,5 +64,5 @@ while True:
     else:
         ids = struct.unpack(f"<{(count := number())}i", read(4 * count))
         text = "".join(map(chr, ids)).encode()
-        out.write(b"+" + struct.pack("<I", len(text)) + text)
+        out.write(b"+" + struct.pack("<I", 0xFFFFFFFF if behaviour == "floods" else len(text)) + text)
     out.flush()

@@ -129,6 +129,12 @@ TEST(TokenizerProcess, FailuresInTheMiddleAreErrors) {
               AllOf(StartsWith("1: "), HasSubstr("(RuntimeError: broken inside)")));
   EXPECT_THAT(error_of([] { encode(*stand_in("lies"), "a"); }),
               HasSubstr("it gave the id 5000, its vocabulary has 1000"));
+  EXPECT_THAT(error_of([] { encode(*stand_in("floods"), "abc"); }),
+              HasSubstr("it gave 4294967295 tokens for 3 bytes of text"));
+  EXPECT_THAT(error_of([] {
+                stand_in("floods")->decode(Ids{1, 2});
+              }),
+              HasSubstr("it gave 4294967295 bytes of text for 2 tokens"));
   const auto complains = stand_in("complains");
   for (int i = 0; i < 2; ++i) {  // it is still there afterwards
     EXPECT_THAT(error_of([&] { encode(*complains, "a"); }),

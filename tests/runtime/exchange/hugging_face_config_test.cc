@@ -98,6 +98,8 @@ TEST(HuggingFaceConfig, WithRopeParametersOfNoTypeHasUnscaledFrequencies) {
   json["rope_parameters"] = {{"rope_theta", 20000}, {"partial_rotary_factor", 1}};
   const HuggingFaceConfig config = read_hugging_face_config(json.dump(), "config.json");
   EXPECT_EQ(config.model.rope_theta, 20000);
+  json["rope_theta"] = 20000;
+  EXPECT_EQ(read_model(json).rope_theta, 20000);
   EXPECT_EQ(config.model.rope_scaling.kind, RopeScaling::Kind::kNone);
   EXPECT_THAT(config.unknown_fields, IsEmpty());
 }
@@ -191,6 +193,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "rope_parameters.partial_rotary_factor is 0.5, wants 1.0"},
         Refused{"RopeTwice", R"({"rope_scaling": {"rope_type": "default"}})",
                 "rope_scaling is {\"rope_type\":\"default\"}, wants null beside rope_parameters"},
+        Refused{"RopeOfTwoBases", R"({"rope_theta": 10000.0})",
+                "rope_parameters.rope_theta is 500000.0, wants 10000.0 as rope_theta has it"},
         Refused{"RopeNoObject", R"({"rope_parameters": 3})", "rope_parameters is 3"},
         Refused{"SizeMissing", R"({"hidden_size": null})", "hidden_size is missing"},
         Refused{"SizeNegative", R"({"hidden_size": -4})", "hidden_size is -4"},

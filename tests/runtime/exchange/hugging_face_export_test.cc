@@ -246,9 +246,16 @@ TEST_F(Exported, TokenizersOfSentencePieceAreCopiedAndAnotherFileIsRefused) {
   ASSERT_TRUE(identity);
   EXPECT_EQ(identity->kind, "sentencepiece");
   OutputFolder output(checkpoint::posix_file_system(), path("out"));
-  write_tokenizer_files(*identity, folder_ / "sp", output);
-  EXPECT_EQ(checkpoint::list(checkpoint::posix_file_system(), output.path()),
-            (std::vector<std::string>{"tokenizer.model", "tokenizer_config.json"}));
+  EXPECT_THAT(write_tokenizer_files(*identity, folder_ / "sp", output), IsEmpty());
+  EXPECT_EQ(
+      checkpoint::list(checkpoint::posix_file_system(), output.path()),
+      (std::vector<std::string>{"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}));
+  const auto settings = nlohmann::json::parse(checkpoint::read_file(
+      checkpoint::posix_file_system(), output.path() + "/tokenizer_config.json", 10000));
+  EXPECT_EQ(settings["tokenizer_class"], "PreTrainedTokenizerFast");
+  EXPECT_EQ(settings["eos_token"], "</s>");
+  // It comes back as what it was, not as the tokenizer.json beside it.
+  EXPECT_EQ(identify_tokenizer(output.path()), identity);
   data::TokenizerIdentity other = *identity;
   other.hash += 1;
   try {

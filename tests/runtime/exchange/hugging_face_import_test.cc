@@ -16,6 +16,7 @@
 #include "kernels/numerics/fp16.h"
 #include "runtime/checkpoint/reshard.h"
 #include "runtime/checkpoint/verify.h"
+#include "runtime/exchange/hugging_face_export.h"
 #include "runtime/exchange/hugging_face_files.h"
 #include "runtime/run_checkpoint.h"
 #include "runtime/trained_model.h"
@@ -158,6 +159,20 @@ TEST_P(ImportedModel, HasTheLogitsOfTransformersWithinBf16Rounding) {
   import_from(copy_of(GetParam()), "model");
   const GoldenLogits golden = golden_logits(GetParam());
   EXPECT_LT(error_of_logits(run_ / "model", golden), 1.5 * golden.error_of_torch_bf16);
+}
+
+TEST_P(ImportedModel, IsExportedAsTheTensorsThatTransformersWrote) {
+  const std::string folder = copy_of(GetParam());
+  import_from(folder, "model");
+  export_hugging_face({.checkpoint = run_ / "model", .output = run_ / "exported"});
+  const auto wrote = tensors_in(folder);
+  const auto exported = tensors_in(run_ / "exported");
+  ASSERT_EQ(exported.size(), wrote.size());
+  for (size_t i = 0; i < wrote.size(); ++i) {
+    EXPECT_EQ(exported[i].name, wrote[i].name);
+    EXPECT_EQ(exported[i].shape, wrote[i].shape);
+    EXPECT_EQ(exported[i].values, wrote[i].values) << wrote[i].name;
+  }
 }
 
 TEST_P(ImportedModel, IsTheSameFromF16AndF32AndFromSplitFiles) {
