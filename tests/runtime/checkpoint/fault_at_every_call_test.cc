@@ -165,18 +165,18 @@ Attempt save_with_fault(SimulatedStorage& storage, int ranks, int faulty_rank, c
   return attempt;
 }
 
+Operation report_of(int64_t step) {
+  Operation report;
+  report.step = step;
+  return report;
+}
+
 class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault>> {
  protected:
   FaultAtEveryCall()
       : storage_(storage_with_two_checkpoints(ranks_)), promises_(contents_of_steps({10, 20, 30})) {
     for (const int64_t step : {10, 20}) promises_.note(report_of(step));
     EXPECT_FALSE(promises_.broken_on(storage_.disk(), kFolder));
-  }
-
-  static Operation report_of(int64_t step) {
-    Operation report;
-    report.step = step;
-    return report;
   }
 
   void expect_one_error(const Attempt& attempt, int rank) const {
@@ -265,6 +265,55 @@ INSTANTIATE_TEST_SUITE_P(Saves, FaultAtEveryCall,
                          [](const auto& parameter) {
                            return fmt::format("{}On{}Ranks", std::get<1>(parameter.param).name,
                                               std::get<0>(parameter.param));
+                         });
+
+class FaultOfASaveThatFindsItsStep : public ::testing::TestWithParam<std::tuple<Fault, bool>> {};
+
+TEST_P(FaultOfASaveThatFindsItsStep, AtAnyCallLosesNothing) {
+  const auto [fault, is_whole] = GetParam();
+  const SimulatedStorage before = [&, whole = is_whole] {
+    SimulatedStorage storage;
+    HostFileSystem file_system(storage);
+    const auto alone = std::move(make_thread_communicators(1)[0]);
+    for (const int64_t step : {30, 10, 20}) {
+      save_sample(kFolder, step, *alone, static_cast<uint64_t>(step), file_system);
+    }
+    Disk disk = storage.disk();
+    std::string& manifest = disk.node(disk.find(kFolder + "/step-00000030/manifest.pb")).current;
+    if (!whole) manifest.back() = static_cast<char>(~manifest.back());
+    return SimulatedStorage(std::move(disk));
+  }();
+  Promises promised(contents_of_steps({10, 20, 30}));
+  for (const int64_t step : {10, 20, 30}) {
+    if (step != 30 || is_whole) promised.note(report_of(step));
+  }
+  SimulatedStorage undisturbed(before);
+  const auto calls = save_with_fault(undisturbed, 1, 0, fault, -1).calls;
+  for (size_t at = 0; at < calls.size(); ++at) {
+    SCOPED_TRACE(fmt::format("call {}: {}", at, calls[at]));
+    SimulatedStorage storage(before);
+    const Attempt attempt = save_with_fault(storage, 1, 0, fault, static_cast<int>(at));
+    Promises promises = promised;
+    for (const Operation& operation : storage.log()) promises.note(operation);
+    if (attempt.errors[0].empty()) promises.note(report_of(30));
+    const auto broken = promises.broken_on(storage.disk(), kFolder);
+    ASSERT_FALSE(broken) << broken->what;
+
+    HostFileSystem file_system(storage);
+    clean_up(kFolder, file_system);
+    EXPECT_EQ(save_with_fault(storage, 1, 0, fault, -1).errors[0], "");
+    for (const Operation& operation : storage.log()) promises.note(operation);
+    promises.note(report_of(30));
+    EXPECT_FALSE(promises.broken_on(storage.disk(), kFolder));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Saves, FaultOfASaveThatFindsItsStep,
+                         ::testing::Combine(::testing::Values(kFaults[2], kFaults[3], kFaults[8]),
+                                            ::testing::Bool()),
+                         [](const auto& parameter) {
+                           return fmt::format("{}{}", std::get<0>(parameter.param).name,
+                                              std::get<1>(parameter.param) ? "Whole" : "Damaged");
                          });
 
 TEST(AFullDisk, GetsTheSpaceOfTheAttemptBack) {

@@ -18,6 +18,7 @@ struct Choice {
   NodeId node = kNoNode;
   std::string name;
   size_t options = 0;  // 0: nothing of it survives; the last of an entry: all of it
+  int host = 0;        // whose cache it is, or was last
 };
 using Picks = std::vector<size_t>;
 
@@ -32,9 +33,13 @@ void add_choices(const Disk& disk, NodeId id, std::set<NodeId>& seen,
                  std::vector<Choice>& choices) {
   if (!seen.insert(id).second) return;
   const Disk::Node& node = disk.node(id);
-  if (!node.is_folder && node.durable != node.current) choices.push_back({id, "", kFilePicks});
+  if (!node.is_folder && node.durable != node.current) {
+    choices.push_back({id, "", kFilePicks, node.writer});
+  }
   for (const auto& [name, entry] : node.entries) {
-    if (!entry.pending.empty()) choices.push_back({id, name, 1 + entry.pending.size()});
+    if (!entry.pending.empty()) {
+      choices.push_back({id, name, 1 + entry.pending.size(), entry.pending.back().host});
+    }
     if (entry.durable != kNoNode) add_choices(disk, entry.durable, seen, choices);
     for (const Disk::Change& change : entry.pending) {
       if (change.node != kNoNode) add_choices(disk, change.node, seen, choices);
@@ -132,6 +137,14 @@ std::vector<Picks> sampled_picks(std::span<const Choice> choices, const Sampling
   Picks everything;
   for (const Choice& choice : choices) everything.push_back(pick_of_all(choice));
   std::vector<Picks> sample = {none, everything};
+  std::set<int> hosts;
+  for (const Choice& choice : choices) hosts.insert(choice.host);
+  for (const int host : hosts) {
+    Picks& picks = sample.emplace_back(everything);
+    for (size_t i = 0; i < choices.size(); ++i) {
+      if (choices[i].host == host) picks[i] = 0;
+    }
+  }
   for (size_t i = 0; i < choices.size(); ++i) {
     for (const Picks& base : {none, everything}) {
       for (size_t pick = 0; pick < choices[i].options; ++pick) {

@@ -21,8 +21,8 @@ std::vector<Operation> in_an_order(const Disk& start, std::span<const Operation>
                                    uint64_t seed);
 
 /// How many of the states that a power loss may leave are looked at. The product of all choices
-/// when that is no more than `all_of`; otherwise all caches lost, none lost, every single deviation
-/// from either, and `random` others.
+/// when that is no more than `all_of`; otherwise all caches lost, none lost, one host's lost, every
+/// single deviation from the first two, and `random` others.
 struct Sampling {
   size_t all_of = 128;
   size_t random = 24;
