@@ -16,10 +16,10 @@ constexpr int64_t kInitializedElements = int64_t{1} << 22;
 
 }  // namespace
 
-ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger,
-                                   ShardedState& state, Gradients& gradients, UpdateRule& rule,
+ShardedOptimizer::ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
+                                   Gradients& gradients, UpdateRule& rule,
                                    const ShardedOptimizerOptions& options)
-    : communicator_(communicator),
+    : communicator_(groups.all()),
       backend_(ledger.backend()),
       state_(state),
       gradients_(gradients),
@@ -28,10 +28,10 @@ ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& led
       sharding_(gradients.format().sharding),
       plan_(gradients.plan()),
       placement_(gradients.placement()),
-      groups_(communicator, placement_),
+      groups_(groups),
       staging_(
           allocate_staging(ledger, plan_.staging_bytes(placement_, options.wire, options.order))),
-      reducer_(communicator, backend_, gradients, {options.wire, options.order}, staging_,
+      reducer_(communicator_, backend_, gradients, {options.wire, options.order}, staging_,
                [this](const Bucket& bucket) { reduced(bucket); }) {
   make_gathers(ledger);
 }
@@ -240,7 +240,10 @@ void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) 
   if (gathered_) gathered_->invalidate();
   // All buckets first: what a gather does not hide behind updates, the next forward hides.
   for (const Bucket& bucket : plan_.buckets()) {
-    fetch(bucket);
+    const Stopwatch decoding;
+    gradients_.load(bucket);
+    outcome->update_ms += decoding.milliseconds();
+    gather_gradients(bucket);
     hold(bucket);
     const Stopwatch watch;
     rule_.apply(slices(bucket), factors, {});
@@ -250,8 +253,7 @@ void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) 
 }
 
 /// The bucket's reduced gradient is where the update reads it.
-void ShardedOptimizer::fetch(const Bucket& bucket) {
-  gradients_.load(bucket);
+void ShardedOptimizer::gather_gradients(const Bucket& bucket) {
   if (!gradient_gather_) return;
   if (gradients_.reduced_place() == ReducedPlace::kPacked) gradient_gather_->start(bucket);
   gradient_gather_->wait_for(bucket);

@@ -74,7 +74,7 @@ class ShardedOptimizer {
  public:
   /// All referenced objects must outlive it. `gradients` and `state` share one Sharding, which must
   /// be legal. Staging for buckets and gathered layers are allocated here. Collective.
-  ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
+  ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
   ShardedOptimizer(const ShardedOptimizer&) = delete;
   ShardedOptimizer& operator=(const ShardedOptimizer&) = delete;
@@ -137,7 +137,7 @@ class ShardedOptimizer {
   StepFactors factors(double learning_rate, double gradient_factor, uint64_t t);
   StepOutcome step_at_once(double learning_rate);
   void update(const StepFactors& factors, StepOutcome* outcome);
-  void fetch(const Bucket& bucket);
+  void gather_gradients(const Bucket& bucket);
   std::vector<ShardSlice> slices(const Bucket& bucket) const;
   void hold(const Bucket& bucket);
 
@@ -172,7 +172,7 @@ class ShardedOptimizer {
   Sharding sharding_;
   const BucketPlan& plan_;
   const ShardPlacement& placement_;
-  ShardGroups groups_;
+  ShardGroups& groups_;
   StagingPairs staging_;
   BucketReducer reducer_;
   std::optional<BucketGather> gradient_gather_;  // to the ranks that hold the same states

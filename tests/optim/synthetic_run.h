@@ -118,13 +118,14 @@ class Rank {
         layout_(parameters(setup.tied), units(*rule_), setup.world_size),
         state_(ledger_, layout_, *rule_, rank_, setup.model(), setup.sharding),
         plan_(layout_, setup.bucket_bytes, static_cast<int64_t>(size_of(setup.model()))),
-        gradients_(ledger_, plan_, rank_, {setup.sharding, setup.model()}) {
+        gradients_(ledger_, plan_, rank_, {setup.sharding, setup.model()}),
+        groups_(communicator, gradients_.placement()) {
     ShardedOptimizerOptions o;
     o.clip_norm = setup.sharding.clips ? setup.clip_norm : 0;
     o.wire = setup.model();
     if (setup.group > 0) o.order = {ReductionOrder::Kind::kTwoLevel, setup.group};
     optimizer_ =
-        std::make_unique<ShardedOptimizer>(communicator, ledger_, state_, gradients_, *rule_, o);
+        std::make_unique<ShardedOptimizer>(groups_, ledger_, state_, gradients_, *rule_, o);
     optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i) {
         out[i] = 0.01f * gradient_value(
@@ -260,6 +261,7 @@ class Rank {
   ShardedState state_;
   BucketPlan plan_;
   Gradients gradients_;
+  ShardGroups groups_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
   std::string seen_;
 };
