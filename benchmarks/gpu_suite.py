@@ -14,6 +14,10 @@ import pathlib
 import statistics
 import sys
 
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "kernels" / "capi")]  # a package has all in one folder
+from example import Buffer, Step, Tensor  # noqa: E402
+
 WARM_UPS, REPEATS = 3, 15
 SMALL_TENSORS = 512
 # The enumerators of kernels/capi/flashshard.h.
@@ -26,26 +30,6 @@ FORMATS = [("V2", "split24"), ("V2", "split32"), ("V2", "bf16"), ("V2", "fp32"),
            ("V1", "bf16"), ("V1", "fp16 corrected24"), ("V1", "fp16 corrected32"), ("V1", "fp16"), ("V1", "fp32"),
            ("fp32", "split24"), ("fp32", "split32"), ("fp32", "bf16"), ("fp32", "fp32")]
 GROUP, FRESH_V2_SCALE = 32, 0x4300
-
-
-class Buffer(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_uint64)]
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("weight_format", ctypes.c_int32), ("state_format", ctypes.c_int32),
-                ("gradient_type", ctypes.c_int32), ("count", ctypes.c_int64), ("first_element", ctypes.c_int64),
-                ("seed", ctypes.c_uint64), ("tensor_id", ctypes.c_uint64), ("gradient", Buffer), ("weight", Buffer),
-                ("correction", Buffer), ("momentum", Buffer), ("momentum_scales", Buffer), ("variance", Buffer),
-                ("variance_scales", Buffer)]
-
-
-class Step(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_uint32), ("rule", ctypes.c_int32), ("rounding", ctypes.c_int32),
-                ("nesterov", ctypes.c_int32), ("learning_rate", ctypes.c_double), ("beta1", ctypes.c_double),
-                ("beta2", ctypes.c_double), ("epsilon", ctypes.c_double), ("dampening", ctypes.c_double),
-                ("weight_decay", ctypes.c_double), ("peak_learning_rate", ctypes.c_double),
-                ("gradient_factor", ctypes.c_double), ("t", ctypes.c_uint64)]
 
 
 class FlashShard:

@@ -25,7 +25,7 @@ package() {
     -DCMAKE_EXE_LINKER_FLAGS="$static" -DCMAKE_SHARED_LINKER_FLAGS="$static" -DCMAKE_BUILD_RPATH='$ORIGIN' >/dev/null
   cmake --build "$build" -j "${JOBS:-$(nproc)}" --target cuda_gpu_test flashshard_codec_cuda
   mkdir -p "$folder/tests/kernels/numerics/golden" "$folder/python"
-  cp "$build/tests/cuda_gpu_test" "$here/gpu_suite.sh" "$here/gpu_suite.py" "$folder/"
+  cp "$build/tests/cuda_gpu_test" "$here/gpu_suite.sh" "$here/gpu_suite.py" "$root/kernels/capi/example.py" "$folder/"
   cp -L "$build/libflashshard_codec_cuda.so" "$folder/"
   cp -L "$(ldd "$build/tests/cuda_gpu_test" | awk '/libhwy\.so/ { print $3 }')" "$folder/"
   cp "$root"/tests/kernels/numerics/golden/{adamw_fp32,flashoptim_codecs}.bin "$folder/tests/kernels/numerics/golden/"

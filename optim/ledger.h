@@ -17,8 +17,12 @@ struct LedgerInputs {
   ReductionOrder order = {};  // of the sum over ranks: what it stages
   int64_t bucket_bytes = 64 << 20;
   int64_t activation_bytes = 0;  // the model's own formula
+  int64_t staging_limit = 0;     // of a checkpoint that is copied before it is written; 0: none is
   int64_t other_bytes = 0;       // workspace, tables
 };
+
+/// Bytes of a shard's rows, weights and states: its owner's part of a checkpoint.
+int64_t owned_bytes(const ShardLayout& layout, const UpdateRule& rule, int shard, DType model);
 
 /// Bytes of `rank` at a stage: what is divided by the shard rule, the rest whole, with the buffers
 /// of two buckets, transient gradients and gathered layers where there are any.

@@ -42,23 +42,19 @@ void ShardedOptimizer::release(const Bucket& bucket) {
 }
 
 void ShardedOptimizer::apply_released(const Bucket& bucket, const StepFactors& factors) {
-  const auto apply = [&](const Bucket& ready) {
-    const Stopwatch watch;
-    rule_.apply(slices(ready), factors, {});
-    release_.outcome.update_ms += watch.milliseconds();
-  };
-  if (!sharding_.divides_states()) {
-    gather_.set_after(apply);
-    gather_.start(bucket);
-    gather_.finish();  // the reduced gradient lives for this bucket alone
-    return;
+  if (gradient_gather_) {
+    gradient_gather_->start(bucket);
+    gradient_gather_->finish();  // the reduced gradient lives for this bucket alone
   }
-  apply(bucket);
-  if (!sharding_.divides_weights()) gather_.start(bucket);
+  hold(bucket);
+  const Stopwatch watch;
+  rule_.apply(slices(bucket), factors, {});
+  release_.outcome.update_ms += watch.milliseconds();
+  if (weight_gather_) weight_gather_->start(bucket);
 }
 
 StepOutcome ShardedOptimizer::finish_release() {
-  gather_.finish();
+  if (weight_gather_) weight_gather_->finish();
   if (gathered_) gathered_->invalidate();
   StepOutcome outcome = release_.outcome;
   outcome.tokens = release_.tokens;

@@ -5,10 +5,11 @@
 //                 squares; with ReduceTime::kEach once for every micro-batch, into an accumulator
 //   agree         one small integer reduction: squares, non-finite count, tokens -> clip
 //                 coefficient, the same bits everywhere
-//   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Stage 0
-//                 gathers the gradients before; stages 1 and 2 gather the new weights, which the
-//                 next forward waits for layer by layer; stage 3 leaves that to its passes
-//                 (gathered_weights.h)
+//   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Where
+//                 several ranks hold the same states, at stage 0 and with groups
+//                 (shard_placement.h), they gather the reduced gradients before, while others are
+//                 reduced; stages 1 and 2 gather the new weights, which the next forward waits for
+//                 layer by layer; stage 3 leaves that to its passes (gathered_weights.h)
 //
 // A step with a non-finite gradient changes no byte of state on any rank. Every stage ends with the
 // same bits.
@@ -34,6 +35,7 @@
 #include "optim/gradients.h"
 #include "optim/memory.h"
 #include "optim/reduction.h"
+#include "optim/shard_groups.h"
 #include "optim/sharded_state.h"
 #include "optim/update_rule.h"
 
@@ -55,6 +57,7 @@ struct StepOutcome {
   int64_t skipped_buckets = 0;  // with release
   bool applied = false;         // false: skipped, no state byte changed
   double reduce_ms = 0, update_ms = 0, gather_ms = 0;
+  double held_ms = 0;  // what updates waited for before they began (set_before_update)
 };
 
 /// What ranks agree on about gradients.
@@ -70,7 +73,7 @@ struct GradientSums {
 class ShardedOptimizer {
  public:
   /// All referenced objects must outlive it. `gradients` and `state` share one Sharding, which must
-  /// be legal. Staging for buckets and gathered layers are allocated here.
+  /// be legal. Staging for buckets and gathered layers are allocated here. Collective.
   ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
   ShardedOptimizer(const ShardedOptimizer&) = delete;
@@ -102,6 +105,11 @@ class ShardedOptimizer {
   /// This layer's gradients are final on this rank: fills its buckets and starts their reduction.
   /// Every rank calls it for every layer, in backward order, contributors or not.
   void layer_ready(int layer);
+  /// Called before an update changes this rank's own rows of a bucket, weights and states: who
+  /// still reads them keeps it waiting. Nothing else changes them between two steps.
+  void set_before_update(std::function<void(const Bucket&)> before) {
+    before_update_ = std::move(before);
+  }
   /// Ends the step. `local_tokens` is what this rank's gradients sum over.
   StepOutcome step(double learning_rate, int64_t local_tokens);
 
@@ -129,20 +137,23 @@ class ShardedOptimizer {
   StepFactors factors(double learning_rate, double gradient_factor, uint64_t t);
   StepOutcome step_at_once(double learning_rate);
   void update(const StepFactors& factors, StepOutcome* outcome);
+  void fetch(const Bucket& bucket);
   std::vector<ShardSlice> slices(const Bucket& bucket) const;
+  void hold(const Bucket& bucket);
 
   // release.cc
   void begin_release(const Round& round);
   void release(const Bucket& bucket);
   void apply_released(const Bucket& bucket, const StepFactors& factors);
   StepOutcome finish_release();
-  double released_ms() const { return release_.outcome.update_ms + gather_.ms(); }
+  /// Milliseconds that stand in a reduction's time and are no part of it.
+  double released_ms() const;
+  double take_gather_ms();
 
-  BucketGather make_gather() const;
-  BucketGather make_weight_gather() const;
-  void share_states();
-  StagingPairs make_staging(MemoryLedger& ledger) const;
-  StagingPairs make_gather_staging(MemoryLedger& ledger) const;
+  void make_gathers(MemoryLedger& ledger);
+  BucketGather gather_of_weights(Communicator& communicator, std::vector<ShardRange> shards,
+                                 const StagingPairs& staging) const;
+  void share_with_replicas();
 
   /// A step with release, from its last round on.
   struct Release {
@@ -160,11 +171,13 @@ class ShardedOptimizer {
   ShardedOptimizerOptions options_;
   Sharding sharding_;
   const BucketPlan& plan_;
+  const ShardPlacement& placement_;
+  ShardGroups groups_;
   StagingPairs staging_;
-  StagingPairs gather_staging_;  // `staging_` itself unless gathers go on beside reductions
   BucketReducer reducer_;
-  BucketGather gather_;                      // of new weights; at stage 0 of reduced gradients
-  std::optional<GatheredWeights> gathered_;  // stage 3
+  std::optional<BucketGather> gradient_gather_;  // to the ranks that hold the same states
+  std::optional<BucketGather> weight_gather_;    // stages 1 and 2
+  std::optional<GatheredWeights> gathered_;      // stage 3
 
   Round round_;
   size_t next_bucket_ = 0;
@@ -173,7 +186,9 @@ class ShardedOptimizer {
   int64_t rejected_groups_ = 0;
   UpdateHealth health_, counting_;  // of the last step, and of the one under way
   double reduce_ms_ = 0;
-  GradientSums sums_;  // of the step: this rank's; with release all ranks'
+  std::function<void(const Bucket&)> before_update_;
+  double held_ms_ = 0;  // of the step
+  GradientSums sums_;   // of the step: this rank's; with release all ranks'
   Release release_;
 };
 

@@ -34,6 +34,9 @@ enum class ReducedPlace : uint8_t {
 
 struct Sharding {
   int stage = 1;  // ZeRO: 0 divides nothing, 1 the states, 2 gradients too, 3 weights too
+  /// Ranks that divide it among them, every so many consecutive ones for themselves; 0: all.
+  int group = 0;
+  bool uneven_groups = false;  // they do not divide the number of ranks
   ReduceTime reduce = ReduceTime::kLast;
   AccumulatorFormat accumulator = AccumulatorFormat::kFP32;
   bool fp32_reduced_gradient = false;  // the reduced sum is kept; otherwise rounded once to bf16
@@ -54,8 +57,14 @@ struct Sharding {
   /// The model's gradients are whole and stay until the update; otherwise they live until their
   /// layer is reduced.
   bool keeps_local_gradients() const { return !divides_gradients() && !release; }
-  /// New weights, at stage 0 reduced gradients, are gathered while others are reduced.
-  bool gathers_in_backward() const { return release && !divides_weights(); }
+  /// New weights are gathered while gradients are reduced.
+  bool gathers_weights_in_backward() const {
+    return release && divides_states() && !divides_weights();
+  }
+  int ranks_of_a_group(int world_size) const {
+    if (!divides_states()) return 1;
+    return group == 0 ? world_size : group;
+  }
   ReducedPlace reduced_place(int world_size) const {
     if (has_accumulator()) {
       const bool fp32 = accumulator == AccumulatorFormat::kFP32;

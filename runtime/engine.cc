@@ -203,6 +203,7 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
                                                   *rule_, options);
   model_->bind(optimizer_->model_weights(), gradients_->local());
+  allocate_save_staging(config);
   predicted_ = predict(config, communicator.rank(), shape);
 }
 
@@ -214,6 +215,17 @@ std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, in
   return traced;
 }
 
+// Only a save in the middle of a run has anything to go on with while it is written.
+void Engine::allocate_save_staging(const proto::RunConfig& config) {
+  saves_in_background_ = config.checkpoint().async() && config.checkpoint().every() > 0;
+  if (!saves_in_background_) return;
+  const auto bytes = static_cast<size_t>(
+      std::min(config.checkpoint().staging_bytes(),
+               owned_bytes(*layout_, *rule_, state_->placement().own(), model_options_.dtype)));
+  void* memory = ledger_->allocate(MemoryClass::kStaging, bytes);
+  save_staging_ = {static_cast<std::byte*>(memory), bytes};
+}
+
 MemoryTable Engine::predict(const proto::RunConfig& config, int rank,
                             const ActivationShape& shape) const {
   LedgerInputs inputs;
@@ -222,6 +234,7 @@ MemoryTable Engine::predict(const proto::RunConfig& config, int rank,
   inputs.order = reduction_order(config.parallelism());
   inputs.bucket_bytes = config.parallelism().bucket_bytes();
   inputs.activation_bytes = activation_bytes(model_options_, shape);
+  if (saves_in_background_) inputs.staging_limit = config.checkpoint().staging_bytes();
   inputs.other_bytes = llama_other_bytes(*backend_, model_options_, shape);
   return predict_memory(*layout_, *rule_, rank, inputs);
 }

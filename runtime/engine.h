@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "comm/communicator.h"
@@ -49,6 +50,11 @@ class Engine {
   const Sharding& sharding() const { return sharding_; }
   int64_t parameters() const { return llama_parameter_count(model_options_); }
 
+  /// Whether checkpoints are written while training goes on, and the memory that they are copied
+  /// into.
+  bool saves_in_background() const { return saves_in_background_; }
+  std::span<std::byte> save_staging() const { return save_staging_; }
+
   const MemoryTable& tagged() const { return ledger_->tagged(); }
   const MemoryTable& predicted() const { return predicted_; }
   /// Where this rank computes.
@@ -69,6 +75,7 @@ class Engine {
 
  private:
   std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);
+  void allocate_save_staging(const proto::RunConfig& config);
   MemoryTable predict(const proto::RunConfig& config, int rank, const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
@@ -85,6 +92,8 @@ class Engine {
   std::unique_ptr<ShardedState> state_;
   std::unique_ptr<Gradients> gradients_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
+  bool saves_in_background_ = false;
+  std::span<std::byte> save_staging_;
   MemoryTable predicted_;
 };
 

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "runtime/agreement.h"
@@ -14,12 +16,25 @@
 namespace flashshard {
 namespace {
 
-/// Groups that a verdict over the counters needs: 8192 elements.
-constexpr int64_t kWindowGroups = 256;
-constexpr double kMostSaturated = 0.01;   // of groups
-constexpr double kMostEdgeScales = 0.01;  // of scales, two a group
-constexpr double kMostVanished = 0.01;    // of elements: variance codes of 0
+constexpr double kMostSaturated = 0.01;   // of groups with codes
+constexpr double kMostEdgeScales = 0.01;  // of scales
+constexpr double kMostVanished = 0.01;    // of variances: codes of 0
 constexpr double kMostLostUpdates = 0.5;  // of updates, rounded to nearest
+
+/// A counter that is a share of `whole`, and how large that must be for a verdict. Tensors without
+/// codes have no part in the first three: they must not hide what is wrong with the others.
+struct Window {
+  int64_t UpdateHealth::*whole;
+  int64_t least;
+  int64_t UpdateHealth::*part;
+};
+constexpr int64_t kLeastGroups = 256;
+constexpr std::array<Window, 4> kWindows = {{
+    {&UpdateHealth::coded_groups, kLeastGroups, &UpdateHealth::saturated_groups},
+    {&UpdateHealth::sampled_scales, kLeastGroups, &UpdateHealth::edge_scales},
+    {&UpdateHealth::sampled_variances, kLeastGroups* kGroup, &UpdateHealth::variance_codes_at_0},
+    {&UpdateHealth::sampled_updates, kLeastGroups* kGroup, &UpdateHealth::lost_updates},
+}};
 constexpr int64_t kCopiedElements = int64_t{1} << 20;
 
 /// Mantissa bits of the master that arithmetic can tell apart.
@@ -181,69 +196,80 @@ std::optional<NumericsFinding> unmovable_weights(Communicator& communicator, Bac
                   tensors, layout.parameter(worst.tensor).name, worst.weight, worst.least)};
 }
 
-std::optional<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
-                                                  const proto::RunConfig& config) {
-  const int64_t elements = health.sampled_groups * kGroup;
-  const double vanished = share(health.variance_codes_at_0, elements);
+std::vector<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
+                                                const proto::RunConfig& config) {
+  std::vector<NumericsFinding> findings;
+  const double vanished = share(health.variance_codes_at_0, health.sampled_variances);
   if (vanished > kMostVanished) {
-    return NumericsFinding{
-        "variance_codes_at_0",
-        fmt::format("health.variance_codes_at_0: {:.1f} % of the sampled variances vanished beside "
-                    "a gradient or momentum, so steps may be thousands of learning rates long. "
-                    "Hint: set optimizer.state_format V2 or optimizer.state FP32",
-                    100 * vanished)};
+    findings.push_back(
+        {"variance_codes_at_0",
+         fmt::format("health.variance_codes_at_0: {:.1f} % of the sampled variances vanished "
+                     "beside a gradient or momentum, so steps may be thousands of learning rates "
+                     "long. Hint: set optimizer.state_format V2 or optimizer.state FP32",
+                     100 * vanished)});
   }
-  const double edge = share(health.edge_scales, 2 * health.sampled_groups);
+  const double edge = share(health.edge_scales, health.sampled_scales);
   if (edge > kMostEdgeScales) {
-    return NumericsFinding{
-        "edge_scales",
-        fmt::format("health.edge_scales: {:.1f} % of the sampled scales are the format's smallest, "
-                    "where moments lose bits or vanish. Hint: set optimizer.state_format V2 or "
-                    "optimizer.state FP32, or look for gradients that are nearly 0",
-                    100 * edge)};
+    findings.push_back(
+        {"edge_scales",
+         fmt::format("health.edge_scales: {:.1f} % of the sampled scales are the format's "
+                     "smallest, where moments lose bits or vanish. Hint: set "
+                     "optimizer.state_format V2 or optimizer.state FP32, or look for gradients "
+                     "that are nearly 0",
+                     100 * edge)});
   }
-  const double saturated = share(health.saturated_groups, health.sampled_groups);
+  const double saturated = share(health.saturated_groups, health.coded_groups);
   if (saturated > kMostSaturated) {
-    return NumericsFinding{
-        "saturated_groups",
-        fmt::format("health.saturated_groups: {:.1f} % of the sampled groups have moments at the "
-                    "format's largest scale. Hint: set optimizer.clip_norm, lower "
-                    "optimizer.learning_rate, or set optimizer.state_format V2",
-                    100 * saturated)};
+    findings.push_back(
+        {"saturated_groups",
+         fmt::format("health.saturated_groups: {:.1f} % of the sampled groups with 8-bit states "
+                     "have moments at the format's largest scale. Hint: set optimizer.clip_norm, "
+                     "lower optimizer.learning_rate, or set optimizer.state_format V2",
+                     100 * saturated)});
   }
   const double lost = share(health.lost_updates, health.sampled_updates);
   if (rounding_of(config) == Rounding::kNearest && lost > kMostLostUpdates) {
-    return NumericsFinding{
-        "lost_updates",
-        fmt::format("health.lost_updates: {:.1f} % of the sampled updates round to nothing, every "
-                    "time. Hint: set optimizer.rounding STOCHASTIC or optimizer.master_weight_bits "
-                    "32, or raise optimizer.learning_rate",
-                    100 * lost)};
+    findings.push_back(
+        {"lost_updates",
+         fmt::format("health.lost_updates: {:.1f} % of the sampled updates round to nothing, "
+                     "every time. Hint: set optimizer.rounding STOCHASTIC or "
+                     "optimizer.master_weight_bits 32, or raise optimizer.learning_rate",
+                     100 * lost)});
   }
-  return {};
+  return findings;
 }
 
 void NumericsCheck::before_first_step(Communicator& communicator, Backend& backend,
                                       const ShardedState& state) {
   if (config_.numerics().check() == proto::NumericsReaction::OFF) return;
-  report(harmful_setting(config_));
-  report(unmovable_weights(communicator, backend, state, config_));
+  if (const auto finding = harmful_setting(config_)) report(*finding);
+  if (const auto finding = unmovable_weights(communicator, backend, state, config_)) {
+    report(*finding);
+  }
 }
 
 void NumericsCheck::after_update(const UpdateHealth& health) {
   if (config_.numerics().check() == proto::NumericsReaction::OFF) return;
   for (const auto& [name, counter] : kHealthCounters) window_.*counter += health.*counter;
-  if (window_.sampled_groups < kWindowGroups) return;
-  report(unhealthy_counters(window_, config_));
-  window_ = {};
+  for (const auto& finding : unhealthy_counters(take_full_windows(), config_)) report(finding);
 }
 
-void NumericsCheck::report(const std::optional<NumericsFinding>& finding) {
-  if (!finding || !reported_.insert(finding->kind).second) return;
-  if (config_.numerics().check() == proto::NumericsReaction::REFUSE) {
-    throw AgreedError(ExitCode::kNumerics, finding->text);
+UpdateHealth NumericsCheck::take_full_windows() {
+  UpdateHealth full;
+  for (const Window& window : kWindows) {
+    if (window_.*window.whole < window.least) continue;
+    full.*window.whole = std::exchange(window_.*window.whole, 0);
+    full.*window.part = std::exchange(window_.*window.part, 0);
   }
-  warn_(finding->text);
+  return full;
+}
+
+void NumericsCheck::report(const NumericsFinding& finding) {
+  if (!reported_.insert(finding.kind).second) return;
+  if (config_.numerics().check() == proto::NumericsReaction::REFUSE) {
+    throw AgreedError(ExitCode::kNumerics, finding.text);
+  }
+  warn_(finding.text);
 }
 
 }  // namespace flashshard

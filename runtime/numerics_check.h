@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "kernels/numerics/update_args.h"
@@ -39,8 +40,8 @@ std::optional<NumericsFinding> unmovable_weights(Communicator& communicator, Bac
                                                  const proto::RunConfig& config);
 
 /// Counters beyond their limits; `health` is a sum over several steps.
-std::optional<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
-                                                  const proto::RunConfig& config);
+std::vector<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
+                                                const proto::RunConfig& config);
 
 class NumericsCheck {
  public:
@@ -54,12 +55,14 @@ class NumericsCheck {
   void after_update(const UpdateHealth& health);
 
  private:
-  void report(const std::optional<NumericsFinding>& finding);
+  void report(const NumericsFinding& finding);
+  /// Takes the counters out of which a verdict can be had.
+  UpdateHealth take_full_windows();
 
   proto::RunConfig config_;
   Warn warn_;
   std::set<std::string, std::less<>> reported_;
-  UpdateHealth window_;
+  UpdateHealth window_;  // what is not yet enough for a verdict
 };
 
 }  // namespace flashshard

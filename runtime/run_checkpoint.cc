@@ -224,7 +224,7 @@ void RunCheckpoint::require_same_model(const checkpoint::RunState& saved,
   }
 }
 
-std::string RunCheckpoint::save(const RunProgress& progress) {
+checkpoint::SaveRequest RunCheckpoint::request(const RunProgress& progress) const {
   checkpoint::SaveRequest request;
   request.folder = folder_.checkpoints_directory().string();
   request.run.step = progress.step;
@@ -240,15 +240,75 @@ std::string RunCheckpoint::save(const RunProgress& progress) {
   request.run.counters = {
       {kSkippedSteps, progress.skipped_steps},
       {kPreviousNorm, std::bit_cast<int64_t>(engine_.optimizer().previous_norm())}};
-  request.layout = &engine_.layout();
-  const auto views = engine_.state().shard_views();
-  request.views = views;
+  request.shard = engine_.state().placement().own();
   request.zstd_level = config_.checkpoint().zstd_level();
   request.keep_last = config_.checkpoint().keep_last();
-  const checkpoint::SaveResult saved = checkpoint::save(request, communicator_);
+  request.keep_every = config_.checkpoint().keep_every();
+  request.file_system = &file_system_;
+  return request;
+}
+
+void RunCheckpoint::report(const checkpoint::SaveResult& saved) {
   for (const std::string& warning : saved.warnings) reporter_.warning(warning);
   reporter_.info(fmt::format("saved {}", saved.path));
-  return saved.path;
+  last_saved_ = saved.path;
+}
+
+void RunCheckpoint::save(const RunProgress& progress) {
+  finish();
+  const Stopwatch watch;
+  checkpoint::SaveRequest now = request(progress);
+  now.layout = &engine_.layout();
+  const auto views = engine_.state().shard_views();
+  now.views = views;
+  report(checkpoint::save(now, communicator_));
+  wait_ms_ += watch.milliseconds();
+}
+
+void RunCheckpoint::save_in_background() {
+  background_ = std::make_unique<checkpoint::BackgroundSave>(
+      communicator_,
+      checkpoint::BackgroundSave::Source{
+          engine_.layout(), engine_.state().placement().own(), engine_.state().shard_views(),
+          engine_.save_staging(), std::chrono::duration<double>(config_.run().deadline_seconds())});
+  engine_.optimizer().set_before_update([this](const Bucket& bucket) {
+    const BucketPlan& plan = engine_.optimizer().buckets();
+    const int own = engine_.state().placement().own();
+    for (const BucketSegment& segment : bucket.segments) {
+      background_->wait_until_copied(segment.tensor, plan.rows(segment, own));
+    }
+  });
+}
+
+void RunCheckpoint::begin(const RunProgress& progress) {
+  if (!background_) return save(progress);
+  finish();
+  const Stopwatch watch;
+  in_flight_since_ = Stopwatch();
+  background_->begin(request(progress));
+  wait_ms_ += watch.milliseconds();
+}
+
+checkpoint::BackgroundSave::Progress RunCheckpoint::progress() const {
+  return background_ ? background_->progress() : checkpoint::BackgroundSave::Progress::kAtRest;
+}
+
+void RunCheckpoint::advance(bool all_at_rest, bool some_failed) {
+  if (!background_ || !background_->in_flight() || !(all_at_rest || some_failed)) return;
+  const Stopwatch watch;
+  if (const auto saved = background_->advance(some_failed)) {
+    report(*saved);
+    background_ms_ = in_flight_since_.milliseconds();
+  }
+  wait_ms_ += watch.milliseconds();
+}
+
+void RunCheckpoint::finish() {
+  if (!background_ || !background_->in_flight()) return;
+  const Stopwatch watch;
+  report(background_->finish());
+  background_ms_ = in_flight_since_.milliseconds();
+  wait_ms_ += watch.milliseconds();
 }
 
 }  // namespace flashshard

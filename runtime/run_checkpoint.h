@@ -4,11 +4,15 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "comm/communicator.h"
+#include "optim/stopwatch.h"
 #include "proto/run.pb.h"
+#include "runtime/checkpoint/background_save.h"
 #include "runtime/checkpoint/manifest.h"
 #include "runtime/data/dataset_manifest.h"
 #include "runtime/engine.h"
@@ -47,12 +51,17 @@ void require_same_tokenizer(const checkpoint::RunState& run, const std::string& 
 class RunCheckpoint {
  public:
   RunCheckpoint(Communicator& communicator, const RunFolder& folder, const proto::RunConfig& config,
-                Engine& engine, RunReporter& reporter)
+                Engine& engine, RunReporter& reporter,
+                checkpoint::FileSystem& file_system = checkpoint::posix_file_system())
       : communicator_(communicator),
         folder_(folder),
         config_(config),
         engine_(engine),
-        reporter_(reporter) {}
+        reporter_(reporter),
+        file_system_(file_system) {}
+  ~RunCheckpoint() { engine_.optimizer().set_before_update({}); }
+  RunCheckpoint(const RunCheckpoint&) = delete;
+  RunCheckpoint& operator=(const RunCheckpoint&) = delete;
 
   /// Cleans up what earlier saves left, then loads what `mode` asks for ("auto", "never", a path)
   /// into the engine. Nothing: there is none and the run starts fresh. Collective; throws
@@ -65,10 +74,32 @@ class RunCheckpoint {
   /// other shapes or dtype), kUsage (another tokenizer than `data`'s, no such checkpoint).
   void start_from(const std::string& argument, const data::DatasetManifest& data);
 
-  /// Collective; returns the checkpoint's path. Throws AgreedError.
-  std::string save(const RunProgress& progress);
+  /// Collective: waits for a save in flight, then for this one. Throws AgreedError.
+  void save(const RunProgress& progress);
+
+  /// From now on begin() lets training go on (checkpoint.async): updates of the engine wait for
+  /// what is still to be copied. Throws Error(kUsage): checkpoint.staging_bytes is too small.
+  void save_in_background();
+  /// Collective, between two steps: save(), or what goes on while training does.
+  void begin(const RunProgress& progress);
+  /// What a rank tells the others once a step: where its thread is.
+  checkpoint::BackgroundSave::Progress progress() const;
+  /// Collective, between two steps, with what the ranks told: goes on with a save in flight where
+  /// all are at rest or one has failed. Throws AgreedError: it was not saved.
+  void advance(bool all_at_rest, bool some_failed);
+  /// Collective: waits for a save in flight. Throws AgreedError.
+  void finish();
+
+  /// The last one saved; empty: none.
+  const std::string& last_saved() const { return last_saved_; }
+  /// Milliseconds that saving has held up this rank between its steps since the last call.
+  double take_wait_ms() { return std::exchange(wait_ms_, 0); }
+  /// Milliseconds from begin to end of a save that training went on beside, once after its end.
+  std::optional<double> take_background_ms() { return std::exchange(background_ms_, std::nullopt); }
 
  private:
+  checkpoint::SaveRequest request(const RunProgress& progress) const;
+  void report(const checkpoint::SaveResult& saved);
   std::optional<std::string> choose(const std::string& mode) const;
   /// Throws Error(kUsage) when weights of the same shapes would mean something else here; warns of
   /// what may be meant.
@@ -83,6 +114,12 @@ class RunCheckpoint {
   const proto::RunConfig& config_;
   Engine& engine_;
   RunReporter& reporter_;
+  checkpoint::FileSystem& file_system_;
+  std::unique_ptr<checkpoint::BackgroundSave> background_;  // null: every save is waited for
+  Stopwatch in_flight_since_;
+  std::string last_saved_;
+  double wait_ms_ = 0;
+  std::optional<double> background_ms_;
 };
 
 }  // namespace flashshard

@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/device.h"
@@ -67,6 +68,8 @@ struct RankReport {
   double backward_ms = 0;
   int64_t peak_bytes = 0;
   int64_t stop_cause = 0;
+  int64_t save = 0;             // checkpoint::BackgroundSave::Progress
+  double save_wait_ms = 0;      // since the last report
   int64_t rejected_groups = 0;  // by the steps before this one
   UpdateHealth health;          // of the last update before this step
 };
@@ -80,6 +83,8 @@ struct StepReport {
   int64_t rejected_groups = 0;
   UpdateHealth health;
   StopCause stop = StopCause::kNone;
+  bool save_at_rest = true, save_failed = false;  // on all ranks, on some
+  double save_wait_ms = 0;
 };
 
 StepReport combine(const LossResult& loss, std::span<const RankReport> ranks) {
@@ -98,6 +103,10 @@ StepReport combine(const LossResult& loss, std::span<const RankReport> ranks) {
       report.health.*counter += ranks[r].health.*counter;
     }
     stop = std::max(stop, ranks[r].stop_cause);
+    const auto save = static_cast<checkpoint::BackgroundSave::Progress>(ranks[r].save);
+    report.save_at_rest &= save != checkpoint::BackgroundSave::Progress::kWorking;
+    report.save_failed |= save == checkpoint::BackgroundSave::Progress::kFailed;
+    report.save_wait_ms = std::max(report.save_wait_ms, ranks[r].save_wait_ms);
     const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
     if (own > longest) {
       longest = own;
@@ -115,6 +124,7 @@ class Trainer {
       : communicator_(communicator),
         config_(request.config),
         resume_(request.resume),
+        storage_(*request.storage),
         folder_(folder),
         status_(status),
         reporter_(folder, communicator.rank()),
@@ -151,6 +161,7 @@ class Trainer {
   Communicator& communicator_;
   proto::RunConfig config_;
   std::string resume_;
+  checkpoint::FileSystem& storage_;
   RunFolder& folder_;
   metrics::StatusFile& status_;
   RunReporter reporter_;
@@ -162,15 +173,16 @@ class Trainer {
   std::optional<data::SequenceSampler> sampler_;
   std::optional<data::MicroBatchSchedule> micro_batches_;
   std::unique_ptr<Engine> engine_;
+  std::optional<RunCheckpoint> checkpoint_;
   std::unique_ptr<data::Prefetcher> prefetcher_;
 
   RunProgress progress_;
   int64_t consecutive_skips_ = 0;
   StopCause stop_ = StopCause::kNone;
-  std::string checkpoint_;  // the last one saved
   std::optional<double> validation_loss_;
   double last_loss_ = std::numeric_limits<double>::quiet_NaN();
   int64_t peak_bytes_ = 0;
+  double held_ms_ = 0;        // the last update, by a save
   int64_t local_tokens_ = 0;  // what this rank's gradients of the step sum over
   int64_t tokens_here_ = 0;   // trained in this process
   Stopwatch clock_;
@@ -215,6 +227,7 @@ ExitCode Trainer::run() {
   prefetcher_ = std::make_unique<data::Prefetcher>(std::move(prefetch));
   clock_ = Stopwatch();
   while (!last() && stop_ == StopCause::kNone) one_step();
+  checkpoint_->finish();
   summarize();
   return finish();
 }
@@ -259,12 +272,12 @@ void Trainer::require_vocabulary() const {
 }
 
 void Trainer::start_or_resume() {
-  RunCheckpoint checkpoint(communicator_, folder_, config_, *engine_, reporter_);
+  checkpoint_.emplace(communicator_, folder_, config_, *engine_, reporter_, storage_);
   progress_.data = train_data_->manifest();
-  if (const auto resumed = checkpoint.resume(resume_, progress_.data)) {
+  if (const auto resumed = checkpoint_->resume(resume_, progress_.data)) {
     progress_ = *resumed;
   } else if (!config_.model().initialize_from().empty()) {
-    checkpoint.start_from(config_.model().initialize_from(), progress_.data);
+    checkpoint_->start_from(config_.model().initialize_from(), progress_.data);
   } else {
     engine_->initialize(config_.run().seed());
   }
@@ -274,7 +287,10 @@ void Trainer::start_or_resume() {
   options.rank = communicator_.rank();
   options.world_size = communicator_.world_size();
   options.first_sequence = progress_.sequences;
-  run_and_agree(communicator_, [&] { micro_batches_.emplace(options); });
+  run_and_agree(communicator_, [&] {
+    micro_batches_.emplace(options);
+    if (engine_->saves_in_background()) checkpoint_->save_in_background();
+  });
 }
 
 void Trainer::announce() {
@@ -348,6 +364,8 @@ StepReport Trainer::compute_gradients(double learning_rate) {
   own.backward_ms = pass.backward_ms;
   own.peak_bytes = metrics::read_process_memory().peak_resident;
   own.stop_cause = static_cast<int64_t>(stop_signal_.poll().cause);
+  own.save = static_cast<int64_t>(checkpoint_->progress());
+  own.save_wait_ms = checkpoint_->take_wait_ms() + std::exchange(held_ms_, 0);
   own.rejected_groups = engine_->optimizer().rejected_groups();
   own.health = engine_->optimizer().health();
   gather_plain(communicator_, "waiting for the reports of a step", std::span(ranks));
@@ -369,6 +387,7 @@ void Trainer::one_step() {
   progress_.sequences += config_.train().global_batch();
   progress_.tokens += outcome.tokens;
   tokens_here_ += outcome.tokens;
+  held_ms_ = outcome.held_ms;
   last_loss_ = report.loss;
   peak_bytes_ = std::max(peak_bytes_, report.peak_bytes);
   stop_ = report.stop;
@@ -397,6 +416,8 @@ void Trainer::one_step() {
   line.nonfinite = outcome.nonfinite_groups > 0 ? 1 : 0;
   if (!outcome.applied) ++progress_.skipped_steps;
   line.skipped_steps = progress_.skipped_steps;
+  line.save_wait_ms = report.save_wait_ms;
+  line.save_background_ms = checkpoint_->take_background_ms();
   if (validation_data_ && (last() || due(config_.train().validate_every()))) {
     line.validation_loss = validate();
   }
@@ -405,6 +426,7 @@ void Trainer::one_step() {
   // The counters are those of the update before; in a warm-up small steps are meant.
   if (progress_.step > config_.schedule().warmup_steps() + 1) numerics_.after_update(report.health);
   set_status(metrics::RunState::kRunning);
+  checkpoint_->advance(report.save_at_rest, report.save_failed);
   if (stop_ != StopCause::kNone || due(config_.checkpoint().every()) ||
       (last() && config_.checkpoint().at_end())) {
     save();
@@ -469,7 +491,12 @@ std::optional<double> Trainer::validate() {
 
 void Trainer::save() {
   set_status(metrics::RunState::kSaving);
-  checkpoint_ = RunCheckpoint(communicator_, folder_, config_, *engine_, reporter_).save(progress_);
+  // With no step to go on with, what is copied would only be copied.
+  if (last() || stop_ != StopCause::kNone) {
+    checkpoint_->save(progress_);
+  } else {
+    checkpoint_->begin(progress_);
+  }
   set_status(metrics::RunState::kRunning);
 }
 
@@ -491,7 +518,7 @@ void Trainer::summarize() {
   summary.loss = last_loss_;
   summary.validation_loss = validation_loss_;
   summary.peak_bytes = peak_bytes_;
-  summary.checkpoint = checkpoint_;
+  summary.checkpoint = checkpoint_->last_saved();
   reporter_.summary(summary);
 }
 
@@ -517,6 +544,8 @@ void Trainer::finish_transfers() {
   if (!engine_) return;
   try {
     engine_->optimizer().finish_gathers();
+    // Begun before what went wrong, of a state that was whole.
+    if (checkpoint_) checkpoint_->finish();
   } catch (const Error& error) {
     reporter_.log_error(error.what());  // the first error is the one to tell
   }

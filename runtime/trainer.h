@@ -7,6 +7,7 @@
 #include "comm/communicator.h"
 #include "kernels/error.h"
 #include "proto/run.pb.h"
+#include "runtime/checkpoint/file_system.h"
 
 namespace flashshard {
 
@@ -14,6 +15,7 @@ struct TrainRequest {
   proto::RunConfig config;      // resolved, the same on every rank
   std::string resume = "auto";  // "auto": the run folder's newest complete checkpoint, or a fresh
                                 // start; "never"; or a checkpoint's path
+  checkpoint::FileSystem* storage = &checkpoint::posix_file_system();  // of checkpoints
 };
 
 /// Collective. kDone, or kStopped after a requested stop with its checkpoint saved. Every rank's

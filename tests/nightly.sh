@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Longer campaigns than CI has time for; CI runs a sample of each. About two hours on two cores.
-#   - 50 runs killed at random moments and resumed to the bits of the undisturbed run (CI: 2)
+#   - 50 runs killed at random moments and resumed to the bits of the undisturbed run (CI: 5)
 #   - codecs, rules and norms on NEON, under emulation (tests/neon.sh)
 #   - the invariants of V1's error correction over all mantissas (CI: a sample)
 #   - two million mutations of every fuzz corpus from a new seed (CI: 3000 from a fixed one), and ten minutes of libFuzzer over

@@ -73,17 +73,20 @@ void Buffers::require(const fs_buffer& buffer, uint64_t bytes, size_t alignment,
     throw Refusal(FS_MISALIGNED, std::string(name) + " does not start at a multiple of " +
                                      std::to_string(alignment) + " bytes");
   }
-  given_.push_back({begin, begin + bytes, name});
+  given_.push_back({begin, begin + bytes, name, tensor_});
+}
+
+std::string Buffers::text(const Named& buffer) {
+  if (!buffer.tensor) return buffer.name;
+  return std::string(buffer.name) + " of tensor " + std::to_string(*buffer.tensor);
 }
 
 void Buffers::require_disjoint() const {
-  for (size_t i = 0; i < given_.size(); ++i) {
-    for (size_t j = 0; j < i; ++j) {
-      if (given_[i].begin < given_[j].end && given_[j].begin < given_[i].end) {
-        throw Refusal(FS_OVERLAP,
-                      std::string(given_[j].name) + " and " + given_[i].name + " share memory");
-      }
-    }
+  std::vector<Named> sorted = given_;
+  std::ranges::stable_sort(sorted, {}, &Named::begin);
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    if (sorted[i - 1].end <= sorted[i].begin) continue;
+    throw Refusal(FS_OVERLAP, text(sorted[i - 1]) + " and " + text(sorted[i]) + " share memory");
   }
 }
 

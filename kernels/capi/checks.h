@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,6 +42,8 @@ class Buffers {
  public:
   /// `bytes` of elements of `alignment` bytes; 0 bytes: not given.
   void require(const fs_buffer& buffer, uint64_t bytes, size_t alignment, const char* name);
+  /// What follows is of the call's tensor `index`, and is named so.
+  void begin_tensor(size_t index) { tensor_ = index; }
   /// No two of those given share memory.
   void require_disjoint() const;
 
@@ -49,8 +51,12 @@ class Buffers {
   struct Named {
     uintptr_t begin, end;
     const char* name;
+    std::optional<size_t> tensor;
   };
+  static std::string text(const Named& buffer);
+
   std::vector<Named> given_;
+  std::optional<size_t> tensor_;
 };
 
 /// Every scale is one that encoding makes.

@@ -148,7 +148,7 @@ void require_moment(Buffers& buffers, StateFormat format, bool exists, int64_t c
   buffers.require(scales, groups * sizeof(uint16_t), sizeof(uint16_t), scales_name);
 }
 
-void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
+void require_tensor(Buffers& buffers, const fs_tensor* tensor, Rule rule, double beta1) {
   require_pointer(tensor, "tensor");
   require_struct(tensor, tensor->struct_size, sizeof(fs_tensor), "fs_tensor");
   require_enumerator(tensor->weight_format, FS_FP16, "weight_format");
@@ -163,7 +163,6 @@ void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
   }
   const size_t width = size_of(static_cast<DType>(tensor->gradient_type));
   const auto format = static_cast<StateFormat>(tensor->state_format);
-  Buffers buffers;
   buffers.require(tensor->gradient, static_cast<uint64_t>(tensor->count) * width, width,
                   "gradient");
   require_weight(buffers, static_cast<WeightFormat>(tensor->weight_format), tensor->count,
@@ -172,7 +171,6 @@ void require_tensor(const fs_tensor* tensor, Rule rule, double beta1) {
                  tensor->momentum_scales, "momentum", "momentum_scales");
   require_moment(buffers, format, has_variance(rule), tensor->count, tensor->variance,
                  tensor->variance_scales, "variance", "variance_scales");
-  buffers.require_disjoint();
 }
 
 /// Null where nothing is given, whatever the pointer says.
@@ -208,9 +206,11 @@ UpdateFactors checked(const fs_step* step) {
       step->learning_rate, step->gradient_factor, static_cast<Rounding>(step->rounding), step->t);
 }
 
-UpdateTensor checked(const fs_tensor* tensor, const fs_step& step, int64_t* rejected_groups) {
+/// The tensor's buffers join `buffers`, which the caller compares.
+UpdateTensor checked(Buffers& buffers, const fs_tensor* tensor, const fs_step& step,
+                     int64_t* rejected_groups) {
   const auto rule = static_cast<Rule>(step.rule);
-  require_tensor(tensor, rule, step.beta1);
+  require_tensor(buffers, tensor, rule, step.beta1);
   require_counter(rejected_groups);
   UpdateTensor t = arguments(*tensor);
   set_decay(t, rule, {step.weight_decay, step.peak_learning_rate}, step.learning_rate);
@@ -220,7 +220,9 @@ UpdateTensor checked(const fs_tensor* tensor, const fs_step& step, int64_t* reje
 
 void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_groups) {
   const UpdateFactors factors = checked(step);
-  const UpdateTensor t = checked(tensor, *step, rejected_groups);
+  Buffers buffers;
+  const UpdateTensor t = checked(buffers, tensor, *step, rejected_groups);
+  buffers.require_disjoint();
   require_scales(tensor->state_format, tensor->momentum_scales, "momentum_scales");
   require_scales(tensor->state_format, tensor->variance_scales, "variance_scales");
   cpu::update({&t, 1}, factors, serial);
@@ -232,9 +234,12 @@ void apply_steps_on_device(std::span<const fs_tensor> tensors, const fs_step* st
                            int64_t* rejected_groups, void* stream) {
   const UpdateFactors factors = checked(step);
   std::vector<UpdateTensor> checked_tensors;
+  Buffers buffers;
   for (const fs_tensor& tensor : tensors) {
-    checked_tensors.push_back(checked(&tensor, *step, rejected_groups));
+    buffers.begin_tensor(checked_tensors.size());
+    checked_tensors.push_back(checked(buffers, &tensor, *step, rejected_groups));
   }
+  buffers.require_disjoint();
   cuda::update(checked_tensors, factors, static_cast<cuda::Stream>(stream));
 }
 #endif

@@ -166,12 +166,9 @@ HWY_NOINLINE void backward_document(const AttentionBackward& call, const Attenti
 template <class T>
 HWY_INLINE void backward(const AttentionBackward& call, int64_t task, float* memory) {
   const AttentionTask place(call.shape, AttentionGeometry(call.shape), task);
-  const int64_t end = place.first_row + call.shape.sequence_length;
-  for (int64_t row = place.first_row; row < end;) {
-    const int64_t next = end_of_document(call.document_starts, row, end);
-    const AttentionGeometry g(document_shape(call.shape, next - row));
-    backward_document<T>(call, g, place, row, memory);
-    row = next;
+  Documents documents(call.document_starts, call.shape, place.first_row);
+  while (documents.next()) {
+    backward_document<T>(call, documents.geometry(), place, documents.first_row(), memory);
   }
 }
 

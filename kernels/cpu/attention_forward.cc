@@ -167,12 +167,9 @@ HWY_NOINLINE void forward_document(const AttentionForward& call, const Attention
 template <class T>
 HWY_INLINE void forward(const AttentionForward& call, int64_t task, float* memory) {
   const AttentionTask place(call.shape, AttentionGeometry(call.shape), task);
-  const int64_t end = place.first_row + call.shape.sequence_length;
-  for (int64_t row = place.first_row; row < end;) {
-    const int64_t next = end_of_document(call.document_starts, row, end);
-    const AttentionGeometry g(document_shape(call.shape, next - row));
-    forward_document<T>(call, g, place, row, memory);
-    row = next;
+  Documents documents(call.document_starts, call.shape, place.first_row);
+  while (documents.next()) {
+    forward_document<T>(call, documents.geometry(), place, documents.first_row(), memory);
   }
 }
 

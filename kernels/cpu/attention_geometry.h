@@ -65,11 +65,33 @@ inline int64_t end_of_document(const Tensor& document_starts, int64_t row, int64
          starts;
 }
 
-/// A document as a sequence of its own.
-inline AttentionShape document_shape(AttentionShape shape, int64_t tokens) {
-  shape.sequences = 1;
-  shape.sequence_length = tokens;
-  return shape;
-}
+/// Walks over the documents of the sequence that begins at row `first_row`; without
+/// `document_starts` it is one. Each is a sequence of its own.
+class Documents {
+ public:
+  Documents(const Tensor& document_starts, const AttentionShape& shape, int64_t first_row)
+      : starts_(document_starts),
+        shape_(shape),
+        next_row_(first_row),
+        end_(first_row + shape.sequence_length) {
+    shape_.sequences = 1;
+  }
+
+  /// To the next document; false behind the last.
+  bool next() {
+    if (next_row_ >= end_) return false;
+    row_ = next_row_;
+    next_row_ = end_of_document(starts_, row_, end_);
+    shape_.sequence_length = next_row_ - row_;
+    return true;
+  }
+  int64_t first_row() const { return row_; }
+  AttentionGeometry geometry() const { return AttentionGeometry(shape_); }
+
+ private:
+  const Tensor& starts_;
+  AttentionShape shape_;
+  int64_t row_ = 0, next_row_, end_;
+};
 
 }  // namespace flashshard::cpu

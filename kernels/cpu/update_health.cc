@@ -103,9 +103,11 @@ void HealthProbe::count_states(const HealthBlock& block, int64_t b, int64_t coun
   if (!has_codes(t.state_format) || t.momentum == nullptr) return;
   const ScaleEdges edges = edges_of(t.state_format);
   const int64_t i = block.first + b, group = i / kGroup;
+  ++health_.coded_groups;
   bool saturated = false;
   const auto look_at = [&](const uint16_t* scales, const float* values) {
     if (scales == nullptr) return;
+    ++health_.sampled_scales;
     saturated |= scales[group] >= edges.largest;
     if (scales[group] <= edges.smallest && any_nonzero(values + b, count)) ++health_.edge_scales;
   };
@@ -113,6 +115,7 @@ void HealthProbe::count_states(const HealthBlock& block, int64_t b, int64_t coun
   look_at(t.variance_scale, block.root);
   if (saturated) ++health_.saturated_groups;
   if (t.variance == nullptr) return;
+  health_.sampled_variances += count;
   const auto gradient_bytes = static_cast<int64_t>(size_of(t.gradient_dtype));
   for (int64_t k = i; k < i + count; ++k) {
     const auto code = at<uint8_t>(t.variance, k);

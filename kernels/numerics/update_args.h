@@ -116,18 +116,24 @@ struct DecodeMoment {
 /// What updates did to the groups that numerics/health.h picks, one in 4096.
 struct UpdateHealth {
   int64_t sampled_groups = 0;       // looked at; all others count over these
+  int64_t coded_groups = 0;         // of these, with 8-bit states, updated
   int64_t saturated_groups = 0;     // a moment's scale is the format's largest
+  int64_t sampled_scales = 0;       // of coded groups: one or two each
   int64_t edge_scales = 0;          // scales at the format's smallest beside values that are not 0
+  int64_t sampled_variances = 0;    // elements with an 8-bit variance
   int64_t variance_codes_at_1 = 0;  // elements with the smallest code that is not 0
   int64_t variance_codes_at_0 = 0;  // elements with code 0 whose gradient or momentum is not 0
   int64_t sampled_updates = 0;      // elements that were to change
   int64_t lost_updates = 0;         // of these, weight and correction kept every bit
 };
 /// Every counter by its name in metrics.jsonl.
-constexpr std::array<std::pair<const char*, int64_t UpdateHealth::*>, 7> kHealthCounters = {
+constexpr std::array<std::pair<const char*, int64_t UpdateHealth::*>, 10> kHealthCounters = {
     {{"sampled_groups", &UpdateHealth::sampled_groups},
+     {"coded_groups", &UpdateHealth::coded_groups},
      {"saturated_groups", &UpdateHealth::saturated_groups},
+     {"sampled_scales", &UpdateHealth::sampled_scales},
      {"edge_scales", &UpdateHealth::edge_scales},
+     {"sampled_variances", &UpdateHealth::sampled_variances},
      {"variance_codes_at_1", &UpdateHealth::variance_codes_at_1},
      {"variance_codes_at_0", &UpdateHealth::variance_codes_at_0},
      {"sampled_updates", &UpdateHealth::sampled_updates},

@@ -76,11 +76,12 @@ bool Commit::publish(const Manifest& manifest, std::vector<std::string>& warning
   return already_there;
 }
 
-void Commit::update_latest_and_delete_old(int keep_last, std::vector<std::string>& warnings) {
+void Commit::update_latest_and_delete_old(const Retention& retention,
+                                          std::vector<std::string>& warnings) {
   // Deletion comes after `latest`: it must not name a checkpoint that is gone.
   try {
     write_latest();
-    if (keep_last > 0) delete_old(keep_last);
+    if (retention.keep_last > 0) delete_old(retention);
   } catch (const Error& error) {
     warnings.push_back(fmt::format("{} is safe, but: {}", final_, error.what()));
   }
@@ -96,23 +97,30 @@ void Commit::write_latest() {
     file_system_.remove_file(temporary);
     throw;
   }
-  sync_folder(file_system_, folder_);
 }
 
-void Commit::delete_old(int keep_last) {
+void Commit::delete_old(const Retention& retention) {
   const auto complete = list_complete(folder_, file_system_);
   // This one is never deleted, though checkpoints of later steps may stand beside it after a resume
   // from an older one.
-  auto surplus = static_cast<int64_t>(complete.size()) - keep_last;
+  auto surplus = static_cast<int64_t>(complete.size()) - retention.keep_last;
   std::vector<std::string> doomed;
   for (const CompleteCheckpoint& checkpoint : complete) {
     if (surplus <= 0) break;
     if (checkpoint.path == final_) continue;
-    doomed.push_back(fmt::format("{}.deleting-{}", checkpoint.path, attempt_id_));
-    rename(file_system_, checkpoint.path, doomed.back());
     --surplus;
+    if (retention.keep_every > 0 && checkpoint.step % retention.keep_every == 0) continue;
+    doomed.push_back(checkpoint.path);
   }
   if (doomed.empty()) return;
+  // A `latest` that comes back must not name what is gone; where nothing is deleted an older one
+  // does no harm.
+  sync_folder(file_system_, folder_);
+  for (std::string& path : doomed) {
+    const std::string deleting = fmt::format("{}.deleting-{}", path, attempt_id_);
+    rename(file_system_, path, deleting);
+    path = deleting;
+  }
   // A complete name must never come back with half of its files gone.
   sync_folder(file_system_, folder_);
   for (const std::string& path : doomed) remove_tree(file_system_, path);

@@ -11,6 +11,13 @@
 
 namespace flashshard::checkpoint {
 
+/// Which complete checkpoints stay: the `keep_last` newest (0: all), and those whose step is a
+/// multiple of `keep_every` (0: no others).
+struct Retention {
+  int keep_last = 0;
+  int64_t keep_every = 0;
+};
+
 class Commit {
  public:
   Commit(FileSystem& file_system, std::string folder, int64_t step, std::string attempt_id);
@@ -24,9 +31,9 @@ class Commit {
   /// checkpoint of this step was there already and was kept. After it returned the checkpoint
   /// survives a power loss.
   bool commit(const Manifest& manifest, std::vector<std::string>& warnings);
-  /// Names the checkpoint in `latest`, then deletes complete ones beyond the `keep_last` newest (0:
-  /// none). Troubles become warnings: the checkpoint is safe.
-  void update_latest_and_delete_old(int keep_last, std::vector<std::string>& warnings);
+  /// Names the checkpoint in `latest`, then deletes complete ones that need not stay. Troubles
+  /// become warnings: the checkpoint is safe.
+  void update_latest_and_delete_old(const Retention& retention, std::vector<std::string>& warnings);
   /// Removes the attempt's folder after a failure, as far as that goes.
   void discard() noexcept;
 
@@ -34,7 +41,7 @@ class Commit {
   void check_files(const Manifest& manifest) const;
   bool publish(const Manifest& manifest, std::vector<std::string>& warnings);
   void write_latest();
-  void delete_old(int keep_last);
+  void delete_old(const Retention& retention);
 
   FileSystem& file_system_;
   std::string folder_;

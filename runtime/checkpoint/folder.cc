@@ -8,11 +8,14 @@
 #include <random>
 
 #include "runtime/checkpoint/manifest.h"
+#include "runtime/system_error.h"
 
 namespace flashshard::checkpoint {
 namespace {
 
 constexpr std::string_view kStepPrefix = "step-";
+constexpr std::string_view kTemporaryMark = ".tmp-";
+constexpr std::string_view kDeletingMark = ".deleting-";
 constexpr size_t kAttemptDigits = 16;
 
 bool is_attempt_id(std::string_view text) {
@@ -23,13 +26,30 @@ bool is_attempt_id(std::string_view text) {
 
 /// True for names that only a save or a deletion that did not end leaves behind.
 bool is_leftover(std::string_view name) {
-  for (const std::string_view mark : {".tmp-", ".deleting-"}) {
+  for (const std::string_view mark : {kTemporaryMark, kDeletingMark}) {
     const size_t at = name.find(mark);
     if (at == std::string_view::npos || !is_attempt_id(name.substr(at + mark.size()))) continue;
     const std::string_view stem = name.substr(0, at);
-    return step_of_name(stem) || (stem == "latest" && mark == ".tmp-");
+    return step_of_name(stem) || (stem == "latest" && mark == kTemporaryMark);
   }
   return false;
+}
+
+bool is_being_deleted(std::string_view name) {
+  return name.find(kDeletingMark) != std::string_view::npos;
+}
+
+/// The folder and the run's folder above it may be new, made by this start or by one that was
+/// killed: all that is saved would be lost with their names.
+void make_name_durable(FileSystem& file_system, const std::string& checkpoints_folder) {
+  const std::string run = parent_of_path(checkpoints_folder);
+  for (const std::string& folder : {run, parent_of_path(run)}) {
+    const int status = file_system.sync_directory(folder);
+    // What may not be opened was made by somebody else.
+    if (status < 0 && !is_permission(-status)) {
+      throw write_error("cannot make the folder durable", folder, -status);
+    }
+  }
 }
 
 }  // namespace
@@ -94,8 +114,15 @@ std::string resolve(const std::string& argument, FileSystem& file_system) {
 std::vector<std::string> clean_up(const std::string& checkpoints_folder, FileSystem& file_system) {
   std::vector<std::string> removed;
   if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return removed;
-  for (const std::string& name : list(file_system, checkpoints_folder)) {
-    if (!is_leftover(name)) continue;
+  make_name_durable(file_system, checkpoints_folder);
+  auto leftovers = list(file_system, checkpoints_folder);
+  std::erase_if(leftovers, [](const std::string& name) { return !is_leftover(name); });
+  if (std::ranges::any_of(leftovers, is_being_deleted)) {
+    // Killed between the rename and its fsync, a deletion may leave the complete name on the disk:
+    // it must not come back with half of its files gone.
+    sync_folder(file_system, checkpoints_folder);
+  }
+  for (const std::string& name : leftovers) {
     const std::string path = join(checkpoints_folder, name);
     if (kind_of(file_system, path) == PathKind::kDirectory) {
       remove_tree(file_system, path);

@@ -43,8 +43,8 @@ std::optional<std::string> find_latest_complete(const std::string& checkpoints_f
 /// Error(kCheckpoint) when it holds no complete checkpoint.
 std::string resolve(const std::string& argument, FileSystem& file_system = posix_file_system());
 
-/// Removes what saves and deletions left behind; returns the names. For one rank alone, before a
-/// run begins.
+/// Removes what saves and deletions left behind; returns the names. Makes the folder's own name and
+/// that of the folder above it durable. For one rank alone, before a run begins.
 std::vector<std::string> clean_up(const std::string& checkpoints_folder,
                                   FileSystem& file_system = posix_file_system());
 

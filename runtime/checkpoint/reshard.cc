@@ -76,7 +76,7 @@ ReshardResult reshard(const ReshardRequest& request) {
     commit.discard();
     throw;
   }
-  commit.update_latest_and_delete_old(/*keep_last=*/0, result.warnings);
+  commit.update_latest_and_delete_old({}, result.warnings);
   return result;
 }
 

@@ -3,6 +3,7 @@
 // one recognisable by its name.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,11 +20,13 @@ struct SaveRequest {
   std::string folder;  // the run's checkpoints folder, shared by all hosts; made when missing
   RunState run;        // the same on every rank; rank 0's is saved
   const ShardLayout* layout = nullptr;
+  std::optional<int> shard = {};  // of the layout, that the views are; absent: this rank's number
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views = {};
-  int zstd_level = 0;  // of the shard files; 0: plain safetensors
-  int keep_last = 0;   // complete checkpoints to keep, this one included; 0: all
+  int zstd_level = 0;      // of the shard files; 0: plain safetensors
+  int keep_last = 0;       // complete checkpoints to keep, this one included; 0: all
+  int64_t keep_every = 0;  // those of steps that are multiples of it stay as well; 0: no others
   FileSystem* file_system = &posix_file_system();
 };
 

@@ -24,11 +24,11 @@ void write_content(const ShardFileWrite& write, ByteSink& file, FileRecord& reco
     const StateRecord& state = write.schema.state(entry.tensor, entry.state);
     const int64_t bytes_of_a_unit = unit_bytes(layout, entry.tensor, state);
     const int64_t unit_rows = layout.unit_rows(entry.tensor);
-    const int64_t units = static_cast<int64_t>(chunk_bytes(bytes_of_a_unit)) / bytes_of_a_unit;
+    const int64_t piece = rows_of_piece(write.schema, entry, write.piece_bytes);
     const int64_t last = entry.rows.first + entry.rows.count;
     tensor_hash.reset();
-    for (int64_t row = entry.rows.first; row < last; row += units * unit_rows) {
-      const auto bytes = write.bytes(entry, {row, std::min(units * unit_rows, last - row)});
+    for (int64_t row = entry.rows.first; row < last; row += piece) {
+      const auto bytes = write.bytes(entry, {row, std::min(piece, last - row)});
       file_hash.add(bytes);
       tensor_hash.add(bytes);
       hasher.add({layout.parameter(entry.tensor).name, state.name, row / unit_rows, bytes_of_a_unit,
@@ -44,9 +44,16 @@ void write_content(const ShardFileWrite& write, ByteSink& file, FileRecord& reco
 
 }  // namespace
 
-size_t chunk_bytes(int64_t bytes_of_a_unit) {
-  constexpr int64_t kAbout = int64_t{1} << 20;
-  return static_cast<size_t>(std::max<int64_t>(1, kAbout / bytes_of_a_unit) * bytes_of_a_unit);
+size_t chunk_bytes(int64_t bytes_of_a_unit, size_t piece_bytes) {
+  const auto unit = static_cast<size_t>(bytes_of_a_unit);
+  return std::max<size_t>(1, piece_bytes / unit) * unit;
+}
+
+int64_t rows_of_piece(const Schema& schema, const ShardEntry& entry, size_t piece_bytes) {
+  const ShardLayout& layout = schema.layout;
+  const int64_t unit = unit_bytes(layout, entry.tensor, schema.state(entry.tensor, entry.state));
+  const auto units = static_cast<int64_t>(chunk_bytes(unit, piece_bytes)) / unit;
+  return units * layout.unit_rows(entry.tensor);
 }
 
 ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views) {

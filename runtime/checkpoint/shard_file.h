@@ -24,6 +24,11 @@ using ShardBytes =
 /// Those of a rank's memory. Schema and views must outlive the result.
 ShardBytes bytes_of_views(const Schema& schema, std::span<const ShardTensorView> views);
 
+/// About the bytes that are worked on at once: what is hashed and written is still in the cache.
+constexpr size_t kPieceBytes = size_t{1} << 20;
+/// Bytes of a piece in whole units; at least one.
+size_t chunk_bytes(int64_t bytes_of_a_unit, size_t piece_bytes = kPieceBytes);
+
 struct ShardFileWrite {
   FileSystem& file_system;
   const std::string& folder;
@@ -31,14 +36,14 @@ struct ShardFileWrite {
   const ShardFilePlan& plan;
   int rank = 0;
   const ShardBytes& bytes;
-  int zstd_level = 0;  // 0: a plain safetensors file
+  int zstd_level = 0;                // 0: a plain safetensors file
+  size_t piece_bytes = kPieceBytes;  // what `bytes` is asked for at once, about
 };
 /// Writes the file, makes its bytes durable and adds its units to the logical hash.
 FileRecord write_shard_file(const ShardFileWrite& write, LogicalHasher& hasher);
 
-/// Bytes of a piece of work on a state, in whole units: about a mebibyte, so that what is hashed is
-/// still in the cache.
-size_t chunk_bytes(int64_t bytes_of_a_unit);
+/// Rows of an entry that are written at once: whole units of about `piece_bytes`.
+int64_t rows_of_piece(const Schema& schema, const ShardEntry& entry, size_t piece_bytes);
 
 /// The file's header holds exactly what the schema says; throws Error(kCheckpoint) naming tensor
 /// and field. Returns where the data begins.

@@ -37,6 +37,7 @@ Sharding sharding_of(const proto::RunConfig& config) {
   const proto::ParallelismSection& p = config.parallelism();
   Sharding sharding;
   sharding.stage = p.stage();
+  sharding.group = p.shard_group();
   sharding.reduce = p.reduce() == proto::ReduceTime::EACH ? ReduceTime::kEach : ReduceTime::kLast;
   sharding.fp32_reduced_gradient = p.reduced_gradient() == proto::ReducedGradientType::FP32;
   sharding.accumulator = accumulator(p);
@@ -53,6 +54,7 @@ Sharding sharding_of(const proto::RunConfig& config, int world_size) {
   Sharding sharding = sharding_of(config);
   const int64_t micro_batches = config.train().global_batch() / config.train().micro_batch();
   sharding.local_sums = !sharding.has_accumulator() && micro_batches > world_size;
+  sharding.uneven_groups = sharding.group > 0 && world_size % sharding.group != 0;
   require_legal(sharding,
                 fmt::format("{} micro-batches a step on {} ranks", micro_batches, world_size));
   return sharding;

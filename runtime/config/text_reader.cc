@@ -96,6 +96,7 @@ class NameCheck {
   struct Scope {
     std::string path;
     const Descriptor* type;
+    const FieldDescriptor* list = nullptr;  // the field whose [ ... ] this message is one of
   };
   static constexpr size_t kSectionDepth = 2;  // scopes that are open inside a section
 
@@ -105,13 +106,18 @@ class NameCheck {
   bool step() {
     if (at("}") || at(">")) {
       if (scopes_.size() == 1) return false;
+      const FieldDescriptor* list = scopes_.back().list;
       scopes_.pop_back();
-      return tokenizer_.Next();
+      tokenizer_.Next();
+      return list == nullptr || next_of_list(*list);
     }
     if (at(",") || at(";")) return tokenizer_.Next();
     if (token().type != Tokenizer::TYPE_IDENTIFIER) return false;
     const FieldDescriptor* field = name();
     if (at(":")) tokenizer_.Next();
+    if (at("[") && field->is_repeated() && field->message_type() != nullptr) {
+      return next_of_list(*field);
+    }
     if (at("{") || at("<")) {
       if (field->message_type() == nullptr) return false;
       scopes_.push_back({fields_.back().path, field->message_type()});
@@ -120,22 +126,47 @@ class NameCheck {
     return field->message_type() == nullptr && value(*field);
   }
 
+  /// At the "[" of a list of messages, or behind one of them: into the next, or out of the list.
+  bool next_of_list(const FieldDescriptor& field) {
+    const bool first = at("[");
+    if (first && tokenizer_.Next() && at("]")) {  // none at all
+      fields_.pop_back();
+      --repetitions_[path_of(field.name())];
+    }
+    if (at("]")) return tokenizer_.Next();
+    if (!first && !(at(",") && tokenizer_.Next())) return false;
+    if (!at("{") && !at("<")) return false;
+    if (!first) note(field, {token().line, token().column});
+    scopes_.push_back({fields_.back().path, field.message_type(), &field});
+    return tokenizer_.Next();
+  }
+
   const FieldDescriptor* name() {
     const Scope& scope = scopes_.back();
-    std::string path = scope.path.empty() ? token().text : scope.path + "." + token().text;
     const Position position = {token().line, token().column};
     const FieldDescriptor* field = scope.type->FindFieldByName(token().text);
     if (field == nullptr) {
+      const std::string path = path_of(token().text);
       const bool in_group = scopes_.size() > kSectionDepth;
       throw Error(ExitCode::kUsage, fmt::format("unknown field {}", printable_path(path)),
                   place(source_, position),
                   in_group ? did_you_mean(token().text, field_names(*scope.type))
                            : did_you_mean_setting(path));
     }
-    if (field->is_repeated()) path += fmt::format("[{}]", repetitions_[path]++);
-    fields_.push_back({position, path});
+    note(*field, position);
     tokenizer_.Next();
     return field;
+  }
+
+  std::string path_of(std::string_view name) const {
+    const std::string& scope = scopes_.back().path;
+    return scope.empty() ? std::string(name) : fmt::format("{}.{}", scope, name);
+  }
+
+  void note(const FieldDescriptor& field, Position position) {
+    std::string path = path_of(field.name());
+    if (field.is_repeated()) path += fmt::format("[{}]", repetitions_[path]++);
+    fields_.push_back({position, std::move(path)});
   }
 
   bool value(const FieldDescriptor& field) {

@@ -314,6 +314,16 @@ Violation reproducible_run_has_its_threads(const proto::RunConfig& config) {
          "backward, and their default depends on the ranks of a host";
 }
 
+Violation kept_steps_are_saved(const proto::RunConfig& config) {
+  const auto& checkpoint = config.checkpoint();
+  if (checkpoint.keep_every() == 0) return {};
+  if (checkpoint.every() > 0 && checkpoint.keep_every() % checkpoint.every() == 0) return {};
+  return fmt::format(
+      "checkpoint.keep_every ({}) must be a multiple of checkpoint.every ({}) above 0: other steps "
+      "are not saved",
+      checkpoint.keep_every(), checkpoint.every());
+}
+
 constexpr std::array kRules = {
     FieldRule{"`model.heads` is a multiple of `model.kv_heads`.", kv_heads_divide_heads},
     FieldRule{"`model.hidden_size` is a multiple of `model.heads` where `model.head_dim` is 0.",
@@ -365,6 +375,8 @@ constexpr std::array kRules = {
               fp32_model_has_fp32_accumulator},
     FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
               reproducible_run_has_its_threads},
+    FieldRule{"`checkpoint.keep_every` is a multiple of `checkpoint.every` above 0, or 0.",
+              kept_steps_are_saved},
 };
 
 std::string place_of(const Origins& origins, const std::string& path) {

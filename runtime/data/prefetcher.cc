@@ -1,34 +1,12 @@
 #include "runtime/data/prefetcher.h"
 
-#include <signal.h>
-
 #include <chrono>
 #include <utility>
 
+#include "comm/blocked_signals.h"
 #include "kernels/error.h"
 
 namespace flashshard::data {
-
-namespace {
-
-// Signals that stop or pause a run belong to the main thread; a thread inherits the mask of its
-// creator.
-class BlockedSignals {
- public:
-  BlockedSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  BlockedSignals(const BlockedSignals&) = delete;
-  BlockedSignals& operator=(const BlockedSignals&) = delete;
-
- private:
-  sigset_t before_;
-};
-
-}  // namespace
 
 Prefetcher::Prefetcher(Options options) : options_(std::move(options)) {
   if (options_.sequences < 1 || options_.sequence_length < 1 || !options_.schedule ||

@@ -145,6 +145,17 @@ std::unique_ptr<DocumentSource> make_source(const PrepareOptions& options,
   return make_line_text_source(blocks, tokenizer, writer);
 }
 
+/// Braces and field names learnt by heart are a surprise that comes late.
+void require_plain_text(std::span<const std::filesystem::path> inputs) {
+  for (const auto& input : inputs) {
+    if (input.extension() != ".jsonl" && input.extension() != ".ndjson") continue;
+    throw Error(ExitCode::kUsage, "is JSONL by its name and would be read as plain text",
+                input.string(),
+                "name the fields to read, --jsonl-fields text or --jsonl-fields prompt,response; "
+                "text that is meant as it is wants another name");
+  }
+}
+
 void require_both_splits(const DatasetManifest& manifest, const PrepareOptions& options) {
   for (const Split split : {Split::kTrain, Split::kValidation}) {
     const bool wanted = split == Split::kTrain || options.validation_fraction > 0;
@@ -180,6 +191,7 @@ PrepareReport prepare(const PrepareOptions& options) {
   const HeldOutBlocks blocks(total_bytes, options.validation_fraction);
   check_shard_limit(options.shard_tokens, total_bytes);
   const auto tokenizer = make_tokenizer(options.tokenizer);
+  if (options.jsonl_fields.empty()) require_plain_text(options.inputs);
 
   PreparedFolder folder(options.output);
   DatasetManifest manifest;

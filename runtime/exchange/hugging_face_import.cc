@@ -259,7 +259,7 @@ checkpoint::LogicalHash write_checkpoint(const std::string& folder, checkpoint::
   manifest.logical_hash = hasher.sum();
   std::vector<std::string> warnings;
   commit.commit(manifest, warnings);
-  commit.update_latest_and_delete_old(/*keep_last=*/0, warnings);
+  commit.update_latest_and_delete_old({}, warnings);
   return manifest.logical_hash;
 }
 

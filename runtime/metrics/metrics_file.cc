@@ -73,10 +73,13 @@ std::string to_json_line(const StepMetrics& metrics) {
       {"exposed_comm_ms", number(metrics.exposed_comm_ms)},
       {"slowest_rank", metrics.slowest_rank},
       {"peak_bytes", metrics.peak_bytes},
+      {"save_wait_ms", number(metrics.save_wait_ms)},
       {"skipped_steps", metrics.skipped_steps},
       {"nonfinite", metrics.nonfinite},
       {"health", metrics.health},
   };
+  if (metrics.save_background_ms)
+    object["save_background_ms"] = number(*metrics.save_background_ms);
   if (metrics.validation_loss) object["validation_loss"] = number(*metrics.validation_loss);
   return object.dump();
 }

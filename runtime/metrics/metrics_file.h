@@ -35,7 +35,9 @@ struct StepMetrics {
   int64_t skipped_steps = 0;              // steps skipped since the run began
   int64_t nonfinite = 0;                  // 1 when this step met a non-finite gradient, else 0
   std::map<std::string, int64_t> health;  // counters of the numeric formats; empty when not sampled
-  std::optional<double> validation_loss;  // nats per token, at steps that validate
+  double save_wait_ms = 0;  // saving held up the slowest rank, since the update before this step's
+  std::optional<double> save_background_ms;  // of a save whose end the line is the first after
+  std::optional<double> validation_loss;     // nats per token, at steps that validate
 };
 
 /// The object on one line, without the line's end. Non-finite numbers are the strings "nan", "inf",

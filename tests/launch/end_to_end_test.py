@@ -179,20 +179,61 @@ class Runs(EndToEnd):
             self.call(self.train(run, *LONG), ranks=2)
             self.assertEqual(self.hash(run), self.hash("whole"))
 
+    def processes(self):
+        """The pids of this test's ranks, and of the mpirun above them."""
+        ranks, launchers = [], []
+        for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = path.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(str(self.folder).encode() in part for part in command):
+                (ranks if command[0] == BINARY.encode() else launchers).append(int(path.parent.name))
+        return ranks, launchers
+
+    def wait_for_moment(self, moment, process, source):
+        """Returns at some instant of a run's start, of a step, or of a save: while files are written, at the commit, after it."""
+        def checkpoints(pattern):
+            return set((self.folder / "run" / "checkpoints").glob(pattern))
+        before = checkpoints("step-????????")
+        if moment == "start":
+            time.sleep(source.random() * 0.8)
+        elif moment == "step":
+            self.wait_for_step(process, len(self.metrics()) + source.randrange(1, 60))
+        else:
+            pattern = {"save": "*.tmp-*", "commit": "*.tmp-*/manifest.pb", "after": "step-????????"}[moment]
+            deadline = time.monotonic() + LIMIT
+            while checkpoints(pattern) <= before:
+                self.assertIsNone(process.poll(), f"the run ended before: {moment}")
+                self.assertLess(time.monotonic(), deadline, f"it never came: {moment}")
+        time.sleep(source.random() * 0.003)
+
     def test_killed_at_random_moments_it_goes_on_to_the_same_hash(self):
-        self.call(self.train("whole", *LONG), ranks=2)
+        settings = (*LONG, "checkpoint.every=20", "checkpoint.keep_last=2")
+        self.call(self.train("whole", *settings), ranks=2)
         source = random.Random(int(os.environ.get("FLASHSHARD_TEST_SEED", "7")))
-        for attempt in range(int(os.environ.get("FLASHSHARD_KILLS", "2"))):
-            process = self.start(self.train("run", *LONG), 2)
-            first = len(self.metrics())
-            self.wait_for_step(process, min(first + source.randrange(1, 150), 390))
-            time.sleep(source.random() * 0.02)
-            os.kill(self.status(source.randrange(2))["pid"], signal.SIGKILL)
+        moments = ["start", "step", "save", "commit", "after"]
+        for attempt in range(int(os.environ.get("FLASHSHARD_KILLS", "5"))):
+            process = self.start(self.train("run", *settings), 2)
+            moment = moments[attempt % len(moments)]
+            self.wait_for_moment(moment, process, source)
+            ranks, launchers = self.processes()
+            # One rank alone, which ends the others through mpirun, or everything at once, as when the machine goes down.
+            for pid in [source.choice(ranks)] if ranks and source.random() < 0.5 else ranks + launchers:
+                os.kill(pid, signal.SIGKILL)
             code, _, _ = self.finish(process)
-            self.assertNotEqual(code, 0)
-        self.call(self.train("run", *LONG), ranks=2)
+            self.assertNotEqual(code, 0, moment)
+            deadline = time.monotonic() + LIMIT
+            while self.processes() != ([], []):
+                self.assertLess(time.monotonic(), deadline, "a rank hangs")
+                time.sleep(0.01)
+            left = sorted(p.name for p in (self.folder / "run").glob("checkpoints/*"))
+            print(f"killed at: {moment}, step {len(self.metrics())}; checkpoints: {' '.join(left)}", file=sys.stderr)
+        self.call(self.train("run", *settings), ranks=2)
         self.assertEqual(self.hash(), self.hash("whole"))
         self.assertEqual([line["step"] for line in self.metrics()], list(range(1, 401)))
+        self.assertEqual(sorted(p.name for p in (self.folder / "run" / "checkpoints").iterdir()),
+                         ["latest", "step-00000380", "step-00000400"])
 
     def test_a_reproducible_run_killed_on_three_ranks_goes_on_on_two_to_the_hash_of_one(self):
         same = ["train.steps=200", "parallelism.reproducible=true", "parallelism.reduce=EACH", "run.threads=1",

@@ -81,6 +81,40 @@ INSTANTIATE_TEST_SUITE_P(Stages, Ledger,
                          testing::Combine(testing::Values(1, 2, 3, 4, 8),
                                           testing::Values(0, 1, 2, 3), testing::Bool()));
 
+struct Grouped {
+  int world_size, group, stage;
+  bool each;
+};
+void PrintTo(const Grouped& grouped, std::ostream* out) {
+  *out << grouped.world_size << " ranks in groups of " << grouped.group << ", stage "
+       << grouped.stage << (grouped.each ? " EACH" : "");
+}
+class GroupedLedger : public testing::TestWithParam<Grouped> {};
+
+TEST_P(GroupedLedger, DividesAmongTheRanksOfAGroupAndHoldsACopyInEach) {
+  const auto [world_size, group, stage, each] = GetParam();
+  RunShape setup{.world_size = world_size, .bucket_bytes = 5000};
+  setup.sharding.stage = stage;
+  setup.sharding.group = group;
+  if (each) setup.sharding.reduce = ReduceTime::kEach;
+  const MemoryTable sum = bytes_over_ranks(setup);
+  const Elements count = elements();
+  const auto copies = [&](int divided_from) {
+    return stage >= divided_from ? world_size / group : world_size;
+  };
+  EXPECT_EQ(sum[MemoryClass::kWeights], copies(3) * 2 * count.all());
+  EXPECT_EQ(sum[MemoryClass::kMomentum], copies(1) * (count.matrices + 4 * count.vectors));
+  EXPECT_EQ(sum[MemoryClass::kScales], copies(1) * 2 * 2 * count.groups);
+  EXPECT_EQ(sum[MemoryClass::kGradients], each && stage >= 2 ? 0 : copies(2) * 2 * count.all());
+  EXPECT_EQ(sum[MemoryClass::kAccumulator], each ? copies(1) * 4 * count.all() : 0);
+  EXPECT_EQ(sum[MemoryClass::kGathered] > 0, stage == 3 && group > 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Stages, GroupedLedger,
+                         testing::Values(Grouped{4, 2, 1, false}, Grouped{4, 2, 2, false},
+                                         Grouped{8, 4, 3, false}, Grouped{4, 1, 3, false},
+                                         Grouped{8, 2, 2, true}, Grouped{4, 2, 3, true}));
+
 TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
   for (const RunShape& setup :
        {RunShape{.world_size = 3, .sharding = {.stage = 2, .fp32_reduced_gradient = true}},
@@ -99,6 +133,13 @@ TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
         RunShape{.world_size = 2,
         .sharding = {.stage = 2, .fp32_reduced_gradient = true, .release = true}},
         RunShape{.world_size = 3, .sharding = {.stage = 3, .release = true}, .tied = true},
+        RunShape{.world_size = 4, .sharding = {.stage = 2, .group = 2, .release = true}},
+        RunShape{.world_size = 4, .sharding = {.stage = 3, .group = 2, .release = true}},
+        RunShape{.world_size = 4,
+        .sharding = {.stage = 2,
+                    .group = 2,
+                    .reduce = ReduceTime::kEach,
+                    .accumulator = AccumulatorFormat::kSplit}},
         RunShape{.world_size = 3,
         .sharding = {.stage = 0, .reduce = ReduceTime::kEach, .release = true}}}) {
     EXPECT_GT(bytes_over_ranks(setup).total(), 0);

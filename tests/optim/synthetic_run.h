@@ -99,6 +99,7 @@ inline void PrintTo(const RunShape& shape, std::ostream* out) {
        << ", state " << kStateNames[static_cast<int>(shape.state)] << ", weights "
        << kWeightNames[static_cast<int>(shape.weight)] << (shape.tied ? ", tied" : "");
   if (shape.group > 0) *out << ", groups of " << shape.group;
+  if (shape.sharding.group > 0) *out << ", divided among " << shape.sharding.group;
 }
 
 inline bool is_v1(WeightFormat format) {
@@ -166,6 +167,18 @@ class Rank {
   Gradients& gradients() { return gradients_; }
   /// Whole weights of every layer as the forward and backward of the latest pass found them.
   const std::string& seen() const { return seen_; }
+  /// Every state that this rank holds, those of other owners too.
+  std::string held() const {
+    std::string all;
+    for (int t = 0; t < layout_.tensors(); ++t) {
+      const RowRange rows = layout_.rows_of(t, state_.placement().states());
+      for (size_t s = 0; s < state_.state_specs(t).size(); ++s) {
+        const auto bytes = state_.state_bytes(t, s, rows);
+        all.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      }
+    }
+    return all;
+  }
   /// A forward alone, which an evaluation would be.
   void evaluate() {
     seen_.clear();
@@ -258,6 +271,7 @@ using Bytes = std::map<std::pair<int, std::string>, std::string>;
 struct Result {
   Bytes state;
   std::vector<std::string> seen;  // by rank
+  std::vector<std::string> held;  // states, by rank
   StepOutcome last;
 };
 
@@ -275,6 +289,7 @@ Result run(const RunShape& setup, const Value& value) {
   Result result;
   std::vector<Bytes> shards(static_cast<size_t>(setup.world_size));
   result.seen.resize(shards.size());
+  result.held.resize(shards.size());
   std::mutex mutex;
   run_ranks(setup.world_size, [&](Communicator& communicator) {
     Rank rank(communicator, setup);
@@ -283,13 +298,15 @@ Result run(const RunShape& setup, const Value& value) {
       outcome = rank.step([&](int64_t m, int t, int64_t i) { return value(s, m, t, i); });
     }
     const auto r = static_cast<size_t>(communicator.rank());
+    const auto own = static_cast<size_t>(rank.state().placement().own());
     for (const auto& view : rank.state().shard_views()) {
-      shards[r][{view.tensor, view.state}] =
+      shards[own][{view.tensor, view.state}] =
           std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size());
     }
     result.seen[r] = rank.seen();
     rank.evaluate();
     result.seen[r] += rank.seen();
+    result.held[r] = rank.held();
     const std::lock_guard lock(mutex);
     result.last = outcome;
   });

@@ -13,8 +13,19 @@
 namespace flashshard {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
+
+/// Groups of 32 elements with two 8-bit moments, in health.
+UpdateHealth coded_groups(int64_t groups) {
+  return {.sampled_groups = groups,
+          .coded_groups = groups,
+          .sampled_scales = 2 * groups,
+          .sampled_variances = 32 * groups,
+          .sampled_updates = 32 * groups};
+}
 
 class NumericsChecks : public test::Runs {
  protected:
@@ -25,9 +36,13 @@ class NumericsChecks : public test::Runs {
   std::optional<NumericsFinding> setting(std::vector<std::string> overrides) const {
     return harmful_setting(config("run", std::move(overrides)));
   }
-  std::optional<NumericsFinding> counters(const UpdateHealth& health,
-                                          std::vector<std::string> overrides = {}) const {
-    return unhealthy_counters(health, config("run", std::move(overrides)));
+  std::vector<std::string> counters(const UpdateHealth& health,
+                                    std::vector<std::string> overrides = {}) const {
+    std::vector<std::string> kinds;
+    for (const auto& found : unhealthy_counters(health, config("run", std::move(overrides)))) {
+      kinds.push_back(found.kind);
+    }
+    return kinds;
   }
 };
 
@@ -59,38 +74,64 @@ TEST(ShortestStep, IsHalfTheLastBitOfTheMasterOrOfFP32WhereItRoundsStochasticall
 }
 
 TEST_F(NumericsChecks, KnowCountersBeyondTheirLimits) {
-  UpdateHealth health{.sampled_groups = 300, .sampled_updates = 9600};
-  EXPECT_FALSE(counters(health));
+  UpdateHealth health = coded_groups(300);
+  EXPECT_THAT(counters(health), IsEmpty());
   health.variance_codes_at_1 = 9600;
-  EXPECT_FALSE(counters(health)) << "a small variance is no harm";
+  EXPECT_THAT(counters(health), IsEmpty()) << "a small variance is no harm";
   health.lost_updates = 9000;
-  EXPECT_FALSE(counters(health)) << "stochastic rounding makes up for them";
-  EXPECT_EQ(counters(health, {"optimizer.rounding=NEAREST"})->kind, "lost_updates");
+  EXPECT_THAT(counters(health), IsEmpty()) << "stochastic rounding makes up for them";
+  EXPECT_THAT(counters(health, {"optimizer.rounding=NEAREST"}), ElementsAre("lost_updates"));
   health.saturated_groups = 4;
-  EXPECT_EQ(counters(health)->kind, "saturated_groups");
+  EXPECT_THAT(counters(health), ElementsAre("saturated_groups"));
   health.edge_scales = 7;
-  EXPECT_EQ(counters(health)->kind, "edge_scales");
+  EXPECT_THAT(counters(health), ElementsAre("edge_scales", "saturated_groups"));
   health.variance_codes_at_0 = 97;
-  EXPECT_EQ(counters(health)->kind, "variance_codes_at_0");
+  EXPECT_THAT(counters(health),
+              ElementsAre("variance_codes_at_0", "edge_scales", "saturated_groups"));
+}
+
+TEST_F(NumericsChecks, AreNotCalmedByTensorsWithoutCodes) {
+  UpdateHealth health = coded_groups(300);
+  health.sampled_groups = 300'000;  // fp32 state beside them
+  health.saturated_groups = 4;
+  health.edge_scales = 7;
+  health.variance_codes_at_0 = 97;
+  EXPECT_THAT(counters(health),
+              ElementsAre("variance_codes_at_0", "edge_scales", "saturated_groups"));
 }
 
 TEST_F(NumericsChecks, WarnOnceForEachKindWhenEnoughGroupsWereSeen) {
   std::vector<std::string> lines;
   NumericsCheck check(config("run"), [&](std::string_view line) { lines.emplace_back(line); });
-  const UpdateHealth some{.sampled_groups = 100, .edge_scales = 100};
+  UpdateHealth some = coded_groups(100);
+  some.edge_scales = 100;
   check.after_update(some);
-  check.after_update(some);
-  EXPECT_TRUE(lines.empty()) << "200 groups are too few for a verdict";
+  EXPECT_TRUE(lines.empty()) << "200 scales are too few for a verdict";
   for (int i = 0; i < 10; ++i) check.after_update(some);
   ASSERT_EQ(lines.size(), 1u);
   EXPECT_THAT(lines[0], HasSubstr("health.edge_scales: 50.0 %"));
-  check.after_update({.sampled_groups = 300, .saturated_groups = 300});
+  UpdateHealth saturated = coded_groups(300);
+  saturated.saturated_groups = 300;
+  check.after_update(saturated);
   EXPECT_EQ(lines.size(), 2u);
+}
+
+TEST_F(NumericsChecks, WaitForEnoughOfTheGroupsThatHaveCodes) {
+  std::vector<std::string> lines;
+  NumericsCheck check(config("run"), [&](std::string_view line) { lines.emplace_back(line); });
+  UpdateHealth few = coded_groups(1);
+  few.sampled_groups = 1000;
+  few.saturated_groups = 1;
+  for (int i = 0; i < 255; ++i) check.after_update(few);
+  EXPECT_TRUE(lines.empty());
+  check.after_update(few);
+  EXPECT_EQ(lines.size(), 1u);
 }
 
 TEST_F(NumericsChecks, RefusedCountersEndTheRunAndOffLooksAtNothing) {
   const auto ignore = [](std::string_view) {};
-  const UpdateHealth bad{.sampled_groups = 300, .variance_codes_at_0 = 300};
+  UpdateHealth bad = coded_groups(300);
+  bad.variance_codes_at_0 = 300;
   NumericsCheck refuse(config("run", {"numerics.check=REFUSE"}), ignore);
   try {
     refuse.after_update(bad);

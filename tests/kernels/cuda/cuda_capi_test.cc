@@ -50,6 +50,14 @@ TEST(CudaCApi, RefusesWhatTheCpusCallRefuses) {
   EXPECT_EQ(good.apply(-1), FS_INVALID_ARGUMENT);
 }
 
+TEST(CudaCApi, TensorsOfOneCallShareNoMemory) {
+  Call first, second;
+  std::vector<fs_tensor> tensors = {first.tensor, second.tensor};
+  tensors[1].weight = {first.weight.data(), 256};
+  EXPECT_EQ(fs_cuda_apply_steps(tensors.data(), 2, &first.step, nullptr, nullptr), FS_OVERLAP);
+  EXPECT_EQ(std::string(fs_last_error()), "weight of tensor 0 and weight of tensor 1 share memory");
+}
+
 TEST(CudaCApi, NoTensorsAreNoWork) { EXPECT_EQ(Call().apply(0), FS_OK); }
 
 TEST(CudaCApi, WithoutADeviceSaysSoAndChangesNothing) {

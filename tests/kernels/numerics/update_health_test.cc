@@ -129,6 +129,21 @@ TEST(Health, OfAnOrdinaryStepHasNothingToReport) {
   EXPECT_EQ(health.variance_codes_at_1 + health.variance_codes_at_0, 0);
 }
 
+TEST(Health, CountsWhatItsSharesAreSharesOf) {
+  const auto set = [](UpdateState& s, size_t i) { s.set_gradient(i, 1.0f); };
+  const UpdateHealth adamw = health_of(kAdamWCase, kV2, 1e-2, set);
+  EXPECT_EQ(adamw.coded_groups, 1);
+  EXPECT_EQ(adamw.sampled_scales, 2);
+  EXPECT_EQ(adamw.sampled_variances, kGroup);
+  const UpdateHealth lion = health_of(kLionCase, kV2, 1e-2, set);
+  EXPECT_EQ(lion.sampled_scales, 1);
+  EXPECT_EQ(lion.sampled_variances, 0);
+  UpdateFormat fp32 = kV2;
+  fp32.state = StateFormat::kFP32;
+  const UpdateHealth none = health_of(kAdamWCase, fp32, 1e-2, set);
+  EXPECT_EQ(none.coded_groups + none.sampled_scales + none.sampled_variances, 0);
+}
+
 TEST(Health, CountsUpdatesThatRoundToNothing) {
   const auto set = [](UpdateState& s, size_t i) {
     s.set_weight(i, 1.0f);

@@ -1,12 +1,12 @@
-// The commit: what a failure at any file system call leaves behind, and what all ranks hear of it.
+// The commit: what it does with what is there, in which order, and what all ranks hear of a failure
+// (fault_at_every_call_test.cc fails every call).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
-#include <set>
 
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/verify.h"
 #include "tests/runtime/checkpoint/faulty_file_system.h"
+#include "tests/runtime/checkpoint/ranks_on_hosts.h"
 #include "tests/runtime/checkpoint/sample_state.h"
 
 namespace flashshard::checkpoint {
@@ -28,105 +28,6 @@ class Commit : public ::testing::Test {
   TemporaryFolder run_;
   std::string folder_ = run_ / "checkpoints";
 };
-
-/// Counts the calls that change something and fails one of them, or all from one on (a disk stays
-/// full).
-class FailingCall {
- public:
-  FailingCall(int at, int error, bool stays) : at_(at), error_(error), stays_(stays) {}
-  int operator()(const std::string& call, const std::string&) {
-    static const std::set<std::string> changing = {
-        "create", "write", "sync", "close", "rename", "make_directory", "sync_directory"};
-    if (!changing.contains(call)) return 0;
-    const int now = calls_++;
-    const bool fails = now == at_ || (stays_ && now > at_);
-    if (fails && failed_call_.empty()) failed_call_ = call;
-    return fails ? error_ : 0;
-  }
-  int calls() const { return calls_; }
-  const std::string& failed_call() const { return failed_call_; }
-
- private:
-  int at_;
-  int error_;
-  bool stays_;
-  int calls_ = 0;
-  std::string failed_call_;
-};
-
-struct Fault {
-  int rank;
-  int error;
-  bool stays;
-  ExitCode code;
-};
-class FaultAtEveryCall : public ::testing::TestWithParam<Fault> {};
-
-TEST_P(FaultAtEveryCall, LeavesThePreviousCheckpointWholeAndTellsAllRanks) {
-  const Fault fault = GetParam();
-  TemporaryFolder before;
-  ASSERT_THAT(save_on_ranks(before.path(), 10, kRanks), Each(""));
-  std::set<std::string> failed_calls;
-  int failures = 0;
-  for (int at = 0;; ++at) {
-    TemporaryFolder run;
-    const std::string folder = run / "checkpoints";
-    std::filesystem::copy(before.path(), folder, std::filesystem::copy_options::recursive);
-
-    FailingCall failing(at, fault.error, fault.stays);
-    FaultyFileSystem faulty(std::ref(failing));
-    std::vector<SaveResult> results(kRanks);
-    const auto errors = errors_of_ranks(kRanks, [&](Communicator& communicator) {
-      FileSystem& mine = communicator.rank() == fault.rank ? faulty : posix_file_system();
-      try {
-        results[static_cast<size_t>(communicator.rank())] =
-            save_sample(folder, 20, communicator, 20, mine, 1);
-      } catch (const Error& error) {
-        EXPECT_EQ(error.code(), fault.code);
-        throw;
-      }
-    });
-    failed_calls.insert(failing.failed_call());
-
-    const bool refused = !errors[0].empty();
-    if (refused) {
-      ++failures;
-      EXPECT_THAT(errors,
-                  Each(AllOf(errors[0], HasSubstr("the checkpoint of step 20 was not saved"),
-                             HasSubstr("rank " + std::to_string(fault.rank) + " of 3"),
-                             HasSubstr(folder))));
-      // Only what was still to be done after the rename can fail and leave the new one complete.
-      EXPECT_THAT(verify(folder + "/step-00000010").findings, IsEmpty()) << "call " << at;
-    } else {
-      EXPECT_THAT(verify(folder + "/step-00000020").findings, IsEmpty()) << "call " << at;
-      const bool reached = at < failing.calls();
-      EXPECT_EQ(!results[0].warnings.empty(), reached) << "call " << at;
-    }
-    // `latest` names a complete checkpoint, and the newest complete one is whole.
-    const std::string latest = read_text(folder + "/latest");
-    EXPECT_TRUE(is_complete(folder + "/" + latest.substr(0, latest.size() - 1))) << "call " << at;
-    EXPECT_THAT(verify(folder).findings, IsEmpty()) << "call " << at;
-    clean_up(folder);
-    for (const std::string& name : list(posix_file_system(), folder)) {
-      EXPECT_TRUE(name == "latest" || step_of_name(name)) << name;
-    }
-    if (at % 8 == 0) {  // the disk has space again: the same step is saved
-      EXPECT_THAT(save_on_ranks(folder, 20, kRanks), Each(""));
-      EXPECT_THAT(verify(folder + "/step-00000020").findings, IsEmpty());
-    }
-    if (at >= failing.calls()) break;
-  }
-  EXPECT_GT(failures, 5);
-  EXPECT_TRUE(failed_calls.contains("write"));
-  EXPECT_TRUE(failed_calls.contains("sync"));
-  EXPECT_EQ(failed_calls.contains("rename"), fault.rank == 0);
-}
-
-INSTANTIATE_TEST_SUITE_P(Faults, FaultAtEveryCall,
-                         ::testing::Values(Fault{0, ENOSPC, true, ExitCode::kOutOfSpace},
-                                           Fault{1, ENOSPC, true, ExitCode::kOutOfSpace},
-                                           Fault{0, EIO, false, ExitCode::kOutOfSpace},
-                                           Fault{2, EROFS, false, ExitCode::kUsage}));
 
 TEST_F(Commit, TheCodeOfTheFailingRankIsThatOfAllRanks) {
   FaultyFileSystem full(
@@ -216,6 +117,25 @@ TEST_F(Commit, KeepLastCountsCompleteCheckpointsOnly) {
   EXPECT_THAT(names(), ElementsAre("latest", "step-00000020", "step-00000050"));
 }
 
+TEST_F(Commit, KeepEveryKeepsItsStepsBesideTheNewest) {
+  for (const int64_t step : {10, 20, 30, 40, 50}) {
+    EXPECT_THAT(errors_of_ranks(1,
+                                [&](Communicator& communicator) {
+                                  const SampleState state(0, 1, 1);
+                                  save({.folder = folder_,
+                                        .run = sample_run(step),
+                                        .layout = &state.layout(),
+                                        .views = state.views(),
+                                        .keep_last = 2,
+                                        .keep_every = 20},
+                                       communicator);
+                                }),
+                Each(""));
+  }
+  EXPECT_THAT(names(), ElementsAre("latest", "step-00000020", "step-00000040", "step-00000050"))
+      << "the two newest, and the multiples of 20";
+}
+
 TEST_F(Commit, WhatWasJustSavedIsNeverDeleted) {
   for (const int64_t step : {30, 40}) ASSERT_THAT(save_on_ranks(folder_, step, 1), Each(""));
   // A run resumed from an older checkpoint saves an earlier step than those beside it.
@@ -239,46 +159,12 @@ TEST_F(Commit, LeftoversOfACrashDoNotDisturbTheNextSave) {
   EXPECT_THAT(names(), ElementsAre("latest", "step-00000010", "step-00000020"));
 }
 
-/// Ranks of one process, told that they run on several hosts.
-class OnHosts final : public Communicator {
- public:
-  OnHosts(Communicator& inner, std::vector<std::string> hosts)
-      : inner_(inner), hosts_(std::move(hosts)) {}
-  int rank() const override { return inner_.rank(); }
-  int world_size() const override { return inner_.world_size(); }
-  std::string_view transport() const override { return inner_.transport(); }
-  std::string_view host(int rank) const override { return hosts_[static_cast<size_t>(rank)]; }
-  void set_deadline(std::chrono::duration<double> deadline) override {
-    inner_.set_deadline(deadline);
-  }
-  Pending all_to_all(std::span<const std::byte> send, std::span<const ByteRange> send_ranges,
-                     std::span<std::byte> receive,
-                     std::span<const ByteRange> receive_ranges) override {
-    return inner_.all_to_all(send, send_ranges, receive, receive_ranges);
-  }
-  Pending all_gather(std::span<std::byte> buffer, std::span<const ByteRange> ranges) override {
-    return inner_.all_gather(buffer, ranges);
-  }
-  Pending all_reduce(std::span<int64_t> values, ReduceOp op) override {
-    return inner_.all_reduce(values, op);
-  }
-  Pending broadcast(std::span<std::byte> buffer, int root) override {
-    return inner_.broadcast(buffer, root);
-  }
-  Pending barrier() override { return inner_.barrier(); }
-  void abort(ExitCode code) noexcept override { inner_.abort(code); }
-
- private:
-  Communicator& inner_;
-  std::vector<std::string> hosts_;
-};
-
 TEST_F(Commit, OneRankOfEveryOtherHostMakesTheFolderDurableThere) {
   std::filesystem::create_directory(folder_);
   std::vector<int> syncs(5);
   std::vector<int> syncs_of_final_folder(5);
   const auto errors = errors_of_ranks(5, [&](Communicator& communicator) {
-    OnHosts hosted(communicator, {"a", "b", "b", "a", "c"});
+    RanksOnHosts hosted(communicator, {"a", "b", "b", "a", "c"});
     const auto r = static_cast<size_t>(communicator.rank());
     FaultyFileSystem recording([&](const std::string& call, const std::string& path) {
       if (call == "sync_directory") {
@@ -290,8 +176,7 @@ TEST_F(Commit, OneRankOfEveryOtherHostMakesTheFolderDurableThere) {
   });
   EXPECT_THAT(errors, Each(""));
   EXPECT_THAT(syncs, ElementsAre(1, 1, 0, 0, 1));
-  EXPECT_THAT(syncs_of_final_folder, ElementsAre(2, 0, 0, 0, 0))
-      << "after the rename, after `latest`";
+  EXPECT_THAT(syncs_of_final_folder, ElementsAre(1, 0, 0, 0, 0)) << "after the rename";
 }
 
 TEST_F(Commit, EverythingIsDurableBeforeTheRenameAndTheRenameBeforeTheReport) {
@@ -310,11 +195,11 @@ TEST_F(Commit, EverythingIsDurableBeforeTheRenameAndTheRenameBeforeTheReport) {
                                 save_sample(folder_, 20, communicator, 20, recording);
                               }),
               Each(""));
-  EXPECT_THAT(calls, ElementsAre("sync weights-00000.safetensors", "sync state-00000.safetensors",
-                                 "sync manifest.pb", "sync manifest.json",
-                                 "sync_directory step-00000020.tmp-", "rename step-00000020.tmp-",
-                                 "sync_directory checkpoints", "sync latest.tmp-",
-                                 "rename latest.tmp-", "sync_directory checkpoints"));
+  EXPECT_THAT(calls,
+              ElementsAre("sync weights-00000.safetensors", "sync state-00000.safetensors",
+                          "sync manifest.pb", "sync manifest.json",
+                          "sync_directory step-00000020.tmp-", "rename step-00000020.tmp-",
+                          "sync_directory checkpoints", "sync latest.tmp-", "rename latest.tmp-"));
 }
 
 }  // namespace

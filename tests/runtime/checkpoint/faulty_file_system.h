@@ -1,5 +1,5 @@
-// A file system for tests: passes every call on, tells of it first, and fails where the test says
-// so.
+// A file system for tests: passes every call on, tells of it first, and does what the test says:
+// fail, before or after the call had its effect, or move fewer bytes than asked for.
 #pragma once
 
 #include <cerrno>
@@ -15,9 +15,13 @@ namespace flashshard::checkpoint::test {
 
 class FaultyFileSystem final : public FileSystem {
  public:
-  /// Gets a call's name and path; returns 0, or the errno that the call fails with.
+  /// Gets a call's name and path; returns 0, the errno that the call fails with, or one of the
+  /// below. Closing a file has its effect whatever is returned, as on Linux.
   using Fault = std::function<int(const std::string& call, const std::string& path)>;
-  explicit FaultyFileSystem(Fault fault) : fault_(std::move(fault)) {}
+  static constexpr int kHalfOfTheBytes = -1;
+  static constexpr int kDoneButEIO = -2;  // a network's storage did it, and the answer got lost
+  explicit FaultyFileSystem(Fault fault, FileSystem& real = posix_file_system())
+      : fault_(std::move(fault)), real_(real) {}
 
   /// Writes at most so many bytes in one call; 0: as many as asked for.
   size_t longest_write = 0;
@@ -36,11 +40,13 @@ class FaultyFileSystem final : public FileSystem {
   }
   int64_t write(int file, std::span<const std::byte> bytes) override {
     if (longest_write > 0) bytes = bytes.first(std::min(longest_write, bytes.size()));
-    return before("write", path_of(file), [&] { return real_.write(file, bytes); });
+    return moved("write", path_of(file), bytes,
+                 [&](std::span<const std::byte> part) { return real_.write(file, part); });
   }
   int64_t read(int file, uint64_t offset, std::span<std::byte> bytes) override {
     if (longest_write > 0) bytes = bytes.first(std::min(longest_write, bytes.size()));
-    return before("read", path_of(file), [&] { return real_.read(file, offset, bytes); });
+    return moved("read", path_of(file), bytes,
+                 [&](std::span<std::byte> part) { return real_.read(file, offset, part); });
   }
   int64_t size(int file) override {
     return before("size", path_of(file), [&] { return real_.size(file); });
@@ -73,8 +79,18 @@ class FaultyFileSystem final : public FileSystem {
  private:
   template <class Call>
   auto before(const std::string& name, const std::string& path, Call call) -> decltype(call()) {
-    const int error = fault_(name, path);
-    return error != 0 ? -error : call();
+    const int fault = fault_(name, path);
+    if (fault > 0) return -fault;
+    const auto result = call();
+    return fault == kDoneButEIO ? -EIO : result;
+  }
+  template <class Bytes, class Call>
+  int64_t moved(const std::string& name, const std::string& path, Bytes bytes, Call call) {
+    const int fault = fault_(name, path);
+    if (fault > 0) return -fault;
+    const int64_t result =
+        call(fault == kHalfOfTheBytes ? bytes.first((bytes.size() + 1) / 2) : bytes);
+    return fault == kDoneButEIO ? -EIO : result;
   }
   struct Known {
     std::string path;
@@ -92,7 +108,7 @@ class FaultyFileSystem final : public FileSystem {
   std::string path_of(int file) { return known(file).path; }
 
   Fault fault_;
-  FileSystem& real_ = posix_file_system();
+  FileSystem& real_;
   std::mutex mutex_;
   std::map<int, Known> files_;
 };

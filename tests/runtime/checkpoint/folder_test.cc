@@ -110,6 +110,19 @@ TEST(CleanUp, RemovesLeftoversAndNothingElse) {
   EXPECT_EQ(read_text(run / "precious"), "x");
 }
 
+TEST(CleanUp, GoesOnWhereTheFolderAboveMayNotBeOpenedAndStopsWhereTheDiskFails) {
+  TemporaryFolder run;
+  std::filesystem::create_directories(run / "mine/checkpoints");
+  write_text(run / "mine/checkpoints/latest.tmp-0123456789abcdef", "");
+  int error = EIO;
+  FaultyFileSystem file_system([&](const std::string& call, const std::string& path) {
+    return call == "sync_directory" && path == run.path() ? error : 0;
+  });
+  EXPECT_THROW(clean_up(run / "mine/checkpoints", file_system), Error);
+  error = EACCES;
+  EXPECT_EQ(clean_up(run / "mine/checkpoints", file_system).size(), 1u);
+}
+
 TEST(CleanUp, NamesWhatItMayNotDelete) {
   TemporaryFolder run;
   write_text(run / "latest.tmp-0123456789abcdef", "");

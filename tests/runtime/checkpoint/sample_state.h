@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <initializer_list>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,6 +22,13 @@
 #include "runtime/checkpoint/schema.h"
 
 namespace flashshard::checkpoint::test {
+
+/// Sanitizers make everything about eight times slower: a sample may be so much smaller there.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr size_t kSampleDivisor = 8;
+#else
+constexpr size_t kSampleDivisor = 1;
+#endif
 
 /// A folder of its own for a test, removed at its end.
 class TemporaryFolder {
@@ -211,6 +220,16 @@ inline SaveResult save_sample(const std::string& folder, int64_t step, Communica
                .keep_last = keep_last,
                .file_system = &file_system},
               communicator);
+}
+
+/// The hashes of what save_sample saves with the step as its seed.
+inline std::map<int64_t, Hash128> contents_of_steps(std::initializer_list<int64_t> steps) {
+  std::map<int64_t, Hash128> hashes;
+  for (const int64_t step : steps) {
+    const SampleState state(0, 1, static_cast<uint64_t>(step));
+    hashes[step] = hash_of_views(state.layout(), state.views()).total();
+  }
+  return hashes;
 }
 
 /// Saves on `world_size` ranks; the sample's content is that of the step unless a seed is given.

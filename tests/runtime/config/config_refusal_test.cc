@@ -86,7 +86,7 @@ TEST_P(LaterFieldTest, IsUnknown) {
 }
 INSTANTIATE_TEST_SUITE_P(Paths, LaterFieldTest,
                          ::testing::Values("parallelism.hybrid", "optimizer.galore_rank",
-                                           "checkpoint.async", "optimizer.weight_format"));
+                                           "checkpoint.asynchronous", "optimizer.weight_format"));
 
 struct WrongValue {
   std::string assignment;
@@ -179,6 +179,21 @@ INSTANTIATE_TEST_SUITE_P(
             "(a.textproto:5:57)"},
         WrongValue{"optimizer { group { pattern: 'a' rule: ADAN } }",
                    "unknown value ADAN of optimizer.group[0].rule"},
+        WrongValue{"optimizer { group: [ { pattern: 'a' }, { pattern: 'b' rule: ADAN } ] }",
+                   "unknown value ADAN of optimizer.group[1].rule"},
+        WrongValue{"optimizer { group: [ { patern: 'a' } ] }",
+                   "unknown field optimizer.group[0].patern (a.textproto:5:24)"},
+        WrongValue{"optimizer { group: [] group: [{ pattern: 'a' }, < pattern: 'b' >] "
+                   "group { pattern: 'c' master_weight_bits: 8 } bata1: 0.9 }",
+                   "unknown field optimizer.bata1"},
+        WrongValue{"optimizer { group: [] group: [{ pattern: 'a' }, < pattern: 'b' >] "
+                   "group { pattern: 'c' master_weight_bits: 8 } }",
+                   "optimizer.group[2].master_weight_bits is 8, allowed: 0, 24 or 32 "
+                   "(a.textproto:5:88)"},
+        WrongValue{"optimizer { group: [ { pattern: 'a' } { pattern: 'b' } ] }",
+                   "cannot read the configuration"},
+        WrongValue{"optimizer { group: [ 3 ] }", "cannot read the configuration"},
+        WrongValue{"optimizer { group: [ { pattern: 'a' } ", "cannot read the configuration"},
         WrongValue{"schedule { kind: WSQ }", "did you mean WSD?"},
         WrongValue{"schedule { kind: 9 }", "near schedule.kind"},
         WrongValue{"checkpoint { at_end: maybe }", "near checkpoint.at_end"},
@@ -321,6 +336,10 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"model.dtype=FP32", "optimizer.state=FP32", "optimizer.master_weight_bits=24"},
      "model.dtype FP32",
      "optimizer.master_weight_bits 32"},
+    {{"checkpoint.every=40", "checkpoint.keep_every=100"},
+     "checkpoint.keep_every (100)",
+     "checkpoint.every (40)"},
+    {{"checkpoint.keep_every=100"}, "checkpoint.keep_every (100)", "checkpoint.every (0)"},
 };
 INSTANTIATE_TEST_SUITE_P(Rules, FieldRuleTest, ::testing::ValuesIn(kBrokenRules));
 

@@ -1,6 +1,7 @@
 // `prepare` turns documents into tokens that end with the end-of-document token, holds whole
 // documents or lines out, and masks prompts.
 #include <array>
+#include <filesystem>
 
 #include "runtime/data/prepare.h"
 #include "runtime/data/sequence_sampler.h"
@@ -191,6 +192,21 @@ TEST_F(Documents, TooFewForBothSplitsAreRefused) {
               StartsWith("3: no document of the input falls into the validation split"));
   EXPECT_THAT(error(std::string(5000, 'x'), {}, 0.1, kSentencePiece),
               StartsWith("3: no line of the input falls into the validation split"));
+}
+
+TEST_F(Documents, AFileOfJsonLinesIsNotReadAsPlainText) {
+  for (const char* name : {"pairs.jsonl", "pairs.ndjson"}) {
+    write_file(folder_ / name, "{\"text\": \"one\"}\n");
+    EXPECT_THAT(error_of([&] {
+                  prepare({.inputs = {folder_ / name},
+                           .output = folder_ / "out",
+                           .validation_fraction = 0,
+                           .progress = {}});
+                }),
+                AllOf(StartsWith("2: is JSONL by its name"), HasSubstr(name),
+                      HasSubstr("--jsonl-fields text")));
+    EXPECT_FALSE(std::filesystem::exists(folder_ / "out"));
+  }
 }
 
 TEST_F(Documents, TextThatATokenizerCannotTakeIsRefusedByItsPlace) {
