@@ -303,7 +303,7 @@ std::unique_ptr<Tokenizer> make_hugging_face_tokenizer(const std::filesystem::pa
   options.files = {folder / kHuggingFaceFile};
   const auto settings = folder / kHuggingFaceSettingsFile;
   if (std::filesystem::exists(settings)) options.files.push_back(settings);
-  options.program_hint = "install python3 and the package: pip install tokenizers";
+  options.program_hint = "install python3 and the package: pip install 'tokenizers>=0.15.1'";
   return std::make_unique<TokenizerProcess>(std::move(options));
 }
 

@@ -3,7 +3,7 @@
 
 Started by flashshard:  hugging_face_tokenizer.py FOLDER
 FOLDER holds tokenizer.json and, to name the end-of-document token, tokenizer_config.json with `eos_token`.
-Needs the package `tokenizers` from PyPI.
+Needs the package `tokenizers` from PyPI, 0.15.1 or newer.
 """
 import json
 import os
@@ -65,7 +65,7 @@ def load(folder):
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise Refused(b"u", "python3 has no package `tokenizers`: pip install tokenizers, or activate the environment that has it")
+        raise Refused(b"u", "python3 has no package `tokenizers`: pip install 'tokenizers>=0.15.1', or activate the environment that has it")
     try:
         tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     except Exception as error:  # the package raises its base class
@@ -74,12 +74,14 @@ def load(folder):
         raise Refused(b"d", "has an empty vocabulary")
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if not hasattr(tokenizer, "encode_special_tokens"):
+        raise Refused(b"u", "python3's package `tokenizers` is too old: pip install 'tokenizers>=0.15.1'")
     # Text is text: a document that quotes "<|endoftext|>" does not end there.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def encode(tokenizer):
+def encode(tokenizer, end):
     texts = [read(read_number()) for _ in range(read_number())]
     try:
         encodings = tokenizer.encode_batch([text.decode("utf-8") for text in texts], add_special_tokens=False)
@@ -89,7 +91,12 @@ def encode(tokenizer):
         raise Refused(b"d", f"text cannot be tokenized: {error}")
     parts = [b"+"]
     for encoding in encodings:
-        parts += [number(len(encoding.ids)), struct.pack(f"<{len(encoding.ids)}i", *encoding.ids)]
+        ids = encoding.ids
+        # Unigram and WordLevel models hold it as a piece or a word like any other.
+        if end in ids:
+            raise Refused(b"d", f"text holds {tokenizer.id_to_token(end)}, which this tokenizer's model takes for the end of a document: "
+                                "take it out")
+        parts += [number(len(ids)), struct.pack(f"<{len(ids)}i", *ids)]
     return b"".join(parts)
 
 
@@ -122,15 +129,15 @@ def main():
         tokenizer = state["tokenizer"] = load(sys.argv[1])
         # Ids may have gaps, so the count of tokens is not enough.
         state["vocabulary"] = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        end = end_of_document(tokenizer, sys.argv[1])
-        return b"+" + struct.pack("<III", GREETING, state["vocabulary"], end)
+        state["end"] = end_of_document(tokenizer, sys.argv[1])
+        return b"+" + struct.pack("<III", GREETING, state["vocabulary"], state["end"])
 
     if not answer(greet):
         return
     while True:
         request = read(1)
         if request == b"E":
-            answer(lambda: encode(state["tokenizer"]))
+            answer(lambda: encode(state["tokenizer"], state["end"]))
         elif request == b"D":
             answer(lambda: decode(state["tokenizer"], state["vocabulary"]))
         else:

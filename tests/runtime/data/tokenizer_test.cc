@@ -278,6 +278,9 @@ TEST_F(HuggingFace, GivesTheIdsOfThePackage) {
   EXPECT_EQ(tokenizer->identity().end_of_document, 3);
   EXPECT_EQ(encode(*tokenizer, "let light be new"), (Ids{0, 7, 1, 2}));
   EXPECT_EQ(encode(*tokenizer, "let <eos>be"), (Ids{0, 2})) << "text never ends a document";
+  EXPECT_THAT(error_of([&] { encode(*tokenizer, "let <eos> be"); }),
+              StartsWith("3: text holds <eos>, which this tokenizer's model takes for the end"));
+  EXPECT_EQ(encode(*tokenizer, "be"), (Ids{1})) << "it is still there afterwards";
   EXPECT_EQ(tokenizer->decode(Ids{0, 7}), "let light");
   EXPECT_EQ(tokenizer->files().size(), 2u);
   EXPECT_THAT(error_of([&] { encode(*tokenizer, "\xff"); }), StartsWith("3: text is not UTF-8"));
@@ -291,6 +294,23 @@ TEST_F(HuggingFace, RefusesAFolderThatNamesNoEndOfDocument) {
   EXPECT_THAT(error(), StartsWith("3: tokenizer_config.json cannot be read"));
   write_file(folder_ / "tokenizer.json", "{}");
   EXPECT_THAT(error(), StartsWith("3: is not a tokenizer.json"));
+}
+
+TEST_F(HuggingFace, WithAPackageThatIsTooOldSaysWhatToInstall) {
+  write_word_tokenizer(folder_, R"({"eos_token": "<eos>"})");
+  write_file(folder_ / "tokenizers.py", R"(
+class Tokenizer:
+    __slots__ = ()  # as of the package's own: what it has not cannot be set
+    @staticmethod
+    def from_file(path): return Tokenizer()
+    def get_vocab(self, with_added_tokens): return {"<eos>": 0}
+    def token_to_id(self, token): return 0
+    def no_truncation(self): pass
+    def no_padding(self): pass
+)");
+  ASSERT_EQ(::setenv("PYTHONPATH", folder_.path().c_str(), 1), 0);
+  EXPECT_THAT(error(), StartsWith("2: python3's package `tokenizers` is too old: pip install"));
+  ::unsetenv("PYTHONPATH");
 }
 
 TEST_F(HuggingFace, WithoutThePackageSaysWhatToInstall) {
