@@ -45,8 +45,9 @@ void make_name_durable(FileSystem& file_system, const std::string& checkpoints_f
   const std::string run = parent_of_path(checkpoints_folder);
   for (const std::string& folder : {run, parent_of_path(run)}) {
     const int status = file_system.sync_directory(folder);
-    // What may not be opened was made by somebody else.
-    if (status < 0 && !is_permission(-status)) {
+    // What may not be opened was made by somebody else, and so was a mount point in a file system
+    // that has no fsync of folders (EINVAL). The checkpoints folder itself must have it.
+    if (status < 0 && !is_permission(-status) && status != -EINVAL) {
       throw write_error("cannot make the folder durable", folder, -status);
     }
   }

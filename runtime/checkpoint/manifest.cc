@@ -149,7 +149,7 @@ FileRecord read_file_record(const proto::Manifest::File& message, const std::str
   record.rank = message.rank();
   record.bytes = message.bytes();
   record.hash = read_hash(message.xxh3_128(), in_quotes(message.name()), where);
-  if (message.zstd_bytes() > 0) {
+  if (message.has_zstd_bytes()) {
     record.zstd = {message.zstd_bytes(),
                    read_hash(message.zstd_xxh3_128(), in_quotes(message.name()), where)};
   }
@@ -167,8 +167,13 @@ void check_file_records(const std::vector<FileRecord>& files, int world_size,
   if (files.size() != 2 * static_cast<size_t>(world_size)) {
     fail(where, fmt::format("{} files for {} ranks, wants two each", files.size(), world_size));
   }
+  constexpr uint64_t kMostBytes = uint64_t{1} << 62;  // what adds up sizes cannot overflow
+  uint64_t total = 0;
   for (size_t i = 0; i < files.size(); ++i) {
     const int rank = static_cast<int>(i / 2);
+    if (__builtin_add_overflow(total, files[i].bytes_on_disk(), &total) || total > kMostBytes) {
+      fail(where, "its files are too large");
+    }
     std::string name = file_name(i % 2 == 0 ? FileKind::kWeights : FileKind::kState, rank);
     if (files[i].zstd) name += kZstdSuffix;
     if (files[i].name != name || files[i].rank != rank) {

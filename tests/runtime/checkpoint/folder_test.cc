@@ -110,17 +110,29 @@ TEST(CleanUp, RemovesLeftoversAndNothingElse) {
   EXPECT_EQ(read_text(run / "precious"), "x");
 }
 
-TEST(CleanUp, GoesOnWhereTheFolderAboveMayNotBeOpenedAndStopsWhereTheDiskFails) {
+TEST(CleanUp, GoesOnWhereTheFolderAboveCannotBeSyncedAndStopsWhereTheDiskFails) {
   TemporaryFolder run;
   std::filesystem::create_directories(run / "mine/checkpoints");
-  write_text(run / "mine/checkpoints/latest.tmp-0123456789abcdef", "");
   int error = EIO;
   FaultyFileSystem file_system([&](const std::string& call, const std::string& path) {
     return call == "sync_directory" && path == run.path() ? error : 0;
   });
   EXPECT_THROW(clean_up(run / "mine/checkpoints", file_system), Error);
-  error = EACCES;
-  EXPECT_EQ(clean_up(run / "mine/checkpoints", file_system).size(), 1u);
+  for (const int tolerated : {EACCES, EINVAL}) {
+    error = tolerated;
+    write_text(run / "mine/checkpoints/latest.tmp-0123456789abcdef", "");
+    EXPECT_EQ(clean_up(run / "mine/checkpoints", file_system).size(), 1u);
+  }
+}
+
+TEST(CleanUp, StopsWhereTheCheckpointsFolderHasNoFsync) {
+  TemporaryFolder run;
+  const std::string folder = run / "checkpoints";
+  std::filesystem::create_directories(folder + "/step-00000010.deleting-0123456789abcdef");
+  FaultyFileSystem file_system([&](const std::string& call, const std::string& path) {
+    return call == "sync_directory" && path == folder ? EINVAL : 0;
+  });
+  EXPECT_THROW(clean_up(folder, file_system), Error);
 }
 
 TEST(CleanUp, NamesWhatItMayNotDelete) {

@@ -13,6 +13,7 @@ namespace flashshard::checkpoint {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::Optional;
 
 Manifest sample_manifest(int world_size) {
@@ -76,6 +77,7 @@ TEST(Manifest, ItsJsonIsForPeopleAndScripts) {
   EXPECT_EQ(json["tensors"][1]["parts"][1]["name"], "k");
   EXPECT_EQ(json["tensors"][0]["states"][3]["dtype"], "U16");
   EXPECT_EQ(json["files"][0]["name"], "weights-00000.safetensors");
+  EXPECT_THAT(files.json, Not(HasSubstr("zstd"))) << "releases before it compare the content";
   EXPECT_EQ(json_difference(files.pb, files.json), std::nullopt);
   EXPECT_THAT(json_difference(files.pb, files.json + " "), Optional(HasSubstr("not the file")));
 }
@@ -184,6 +186,13 @@ INSTANTIATE_TEST_SUITE_P(
         Hostile{"FileOutside", [](auto& m) { m.mutable_files(0)->set_name("../../etc/passwd"); },
                 "../../etc/passwd"},
         Hostile{"FileOfAnotherRank", [](auto& m) { m.mutable_files(0)->set_rank(1); }, "of rank 1"},
+        Hostile{"FileTooLarge", [](auto& m) { m.mutable_files(2)->set_bytes(~uint64_t{0} - 10); },
+                "too large"},
+        Hostile{"FilesTooLargeTogether",
+                [](auto& m) {
+                  for (auto& file : *m.mutable_files()) file.set_bytes(uint64_t{1} << 61);
+                },
+                "its files are too large"},
         Hostile{"FileHashIsNone", [](auto& m) { m.mutable_files(0)->set_xxh3_128("xyz"); },
                 "is no hash"},
         Hostile{"TensorHashIsNone",
