@@ -3,6 +3,7 @@
 
 Run by ctest, one case each:  FLASHSHARD_BINARY=build/flashshard python3 tests/launch/end_to_end_test.py Runs.test_...
 """
+import contextlib
 import json
 import math
 import os
@@ -192,21 +193,27 @@ class Runs(EndToEnd):
         return ranks, launchers
 
     def wait_for_moment(self, moment, process, source):
-        """Returns at some instant of a run's start, of a step, or of a save: while files are written, at the commit, after it."""
-        def checkpoints(pattern):
+        """Waits for some instant of a run's start, of a step, or of a save: while files are written, at the commit, after it. Returns
+        processes(), looked up before it: a save is soon over."""
+        def checkpoints():
             return set((self.folder / "run" / "checkpoints").glob(pattern))
-        before = checkpoints("step-????????")
+        pattern = {"save": "*.tmp-*", "commit": "*.tmp-*/manifest.pb", "after": "step-????????"}.get(moment, "")
+        before = checkpoints() if pattern else set()  # what an earlier kill left is no moment of this run
+        deadline = time.monotonic() + LIMIT
         if moment == "start":
             time.sleep(source.random() * 0.8)
-        elif moment == "step":
+            return self.processes()
+        while len((processes := self.processes())[0]) < 2:
+            self.assertIsNone(process.poll(), f"the run ended before: {moment}")
+            self.assertLess(time.monotonic(), deadline, "the ranks never came")
+        if moment == "step":
             self.wait_for_step(process, len(self.metrics()) + source.randrange(1, 60))
         else:
-            pattern = {"save": "*.tmp-*", "commit": "*.tmp-*/manifest.pb", "after": "step-????????"}[moment]
-            deadline = time.monotonic() + LIMIT
-            while checkpoints(pattern) <= before:
+            while checkpoints() <= before:
                 self.assertIsNone(process.poll(), f"the run ended before: {moment}")
                 self.assertLess(time.monotonic(), deadline, f"it never came: {moment}")
         time.sleep(source.random() * 0.003)
+        return processes
 
     def test_killed_at_random_moments_it_goes_on_to_the_same_hash(self):
         settings = (*LONG, "checkpoint.every=20", "checkpoint.keep_last=2")
@@ -216,11 +223,11 @@ class Runs(EndToEnd):
         for attempt in range(int(os.environ.get("FLASHSHARD_KILLS", "5"))):
             process = self.start(self.train("run", *settings), 2)
             moment = moments[attempt % len(moments)]
-            self.wait_for_moment(moment, process, source)
-            ranks, launchers = self.processes()
+            ranks, launchers = self.wait_for_moment(moment, process, source)
             # One rank alone, which ends the others through mpirun, or everything at once, as when the machine goes down.
             for pid in [source.choice(ranks)] if ranks and source.random() < 0.5 else ranks + launchers:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # mpirun has ended it already
+                    os.kill(pid, signal.SIGKILL)
             code, _, _ = self.finish(process)
             self.assertNotEqual(code, 0, moment)
             deadline = time.monotonic() + LIMIT
