@@ -102,6 +102,17 @@ ordered_json added_tokens_of(const SentencePieceModel& model) {
   return tokens;
 }
 
+bool continues_a_character(char byte) { return (static_cast<uint8_t>(byte) & 0xc0) == 0x80; }
+
+std::set<std::string> characters_of(std::string_view text) {
+  std::set<std::string> characters;
+  for (size_t at = 0, end = 0; at < text.size(); at = end) {
+    for (end = at + 1; end < text.size() && continues_a_character(text[end]);) ++end;
+    characters.emplace(text.substr(at, end - at));
+  }
+  return characters;
+}
+
 /// A byte-pair model joins what makes the piece of the highest score; a list of merges has the
 /// pairs in the order of that. Every cut of a piece into two pieces is such a pair.
 ordered_json merges_of(const SentencePieceModel& model) {
@@ -118,7 +129,7 @@ ordered_json merges_of(const SentencePieceModel& model) {
   for (const auto* piece : normal) {
     const std::string_view text = piece->piece();
     for (size_t cut = 1; cut < text.size(); ++cut) {
-      const bool in_a_character = (static_cast<uint8_t>(text[cut]) & 0xc0) == 0x80;
+      const bool in_a_character = continues_a_character(text[cut]);
       const std::string_view left = text.substr(0, cut);
       const std::string_view right = text.substr(cut);
       if (in_a_character || !pieces.contains(left) || !pieces.contains(right)) continue;
@@ -130,7 +141,12 @@ ordered_json merges_of(const SentencePieceModel& model) {
 
 ordered_json byte_pair_model(const SentencePieceModel& model, int unknown) {
   ordered_json vocabulary = ordered_json::object();
-  for (int id = 0; id < model.pieces_size(); ++id) vocabulary[model.pieces(id).piece()] = id;
+  // operator[] looks for the key among all before it, which pieces never repeat.
+  auto& entries = vocabulary.get_ref<ordered_json::object_t&>();
+  entries.reserve(static_cast<size_t>(model.pieces_size()));
+  for (int id = 0; id < model.pieces_size(); ++id) {
+    entries.emplace_back(model.pieces(id).piece(), id);
+  }
   return {{"type", "BPE"},
           {"dropout", nullptr},
           {"unk_token", model.pieces(unknown).piece()},
@@ -142,10 +158,48 @@ ordered_json byte_pair_model(const SentencePieceModel& model, int unknown) {
           {"merges", merges_of(model)}};
 }
 
+/// SentencePiece finds normal pieces alone in a text, a tokenizer.json all of its vocabulary: with
+/// this score "<0x41>", "<s>" and "<unk>" lose against the pieces of their characters.
+double score_of_no_text(const SentencePieceModel& model) {
+  constexpr double kMoreThanANameHasCharacters = 1000;
+  constexpr double kUnknownBelowLeast = 10;  // as far as both put a character that is no piece
+  double least = 0;
+  for (const auto& piece : model.pieces()) {
+    if (is(piece, PieceType::kNormal)) least = std::min<double>(least, piece.score());
+  }
+  return kMoreThanANameHasCharacters * (least - kUnknownBelowLeast);
+}
+
+/// A character of such a name that is in no normal piece would cost more than the name: each stands
+/// by itself, which changes nothing else. (Without bytes to fall back to it would: neighbouring
+/// characters that are unknown are one token.)
+ordered_json pre_tokenizer_of(const SentencePieceModel& model) {
+  if (model.trainer().model_type() != static_cast<int32_t>(PieceModel::kUnigram) ||
+      !falls_back_to_bytes(model)) {
+    return nullptr;
+  }
+  std::set<std::string> known;
+  std::set<std::string> in_names;
+  for (const auto& piece : model.pieces()) {
+    (is(piece, PieceType::kNormal) ? known : in_names).merge(characters_of(piece.piece()));
+  }
+  ordered_json splits = ordered_json::array();
+  for (const std::string& character : in_names) {
+    if (known.contains(character)) continue;
+    splits.push_back({{"type", "Split"},
+                      {"pattern", {{"String", character}}},
+                      {"behavior", "Isolated"},
+                      {"invert", false}});
+  }
+  return splits.empty() ? ordered_json() : sequence("pretokenizers", std::move(splits));
+}
+
 ordered_json unigram_model(const SentencePieceModel& model, int unknown) {
+  const double never = score_of_no_text(model);
   ordered_json vocabulary = ordered_json::array();
   for (const auto& piece : model.pieces()) {
-    vocabulary.push_back(ordered_json::array({piece.piece(), piece.score()}));
+    const double score = is(piece, PieceType::kNormal) ? piece.score() : never;
+    vocabulary.push_back(ordered_json::array({piece.piece(), score}));
   }
   return {{"type", "Unigram"},
           {"unk_id", unknown},
@@ -183,7 +237,7 @@ std::optional<std::string> sentencepiece_tokenizer_json(const SentencePieceModel
                        {"padding", nullptr},
                        {"added_tokens", added_tokens_of(model)},
                        {"normalizer", normalizer_of(model)},
-                       {"pre_tokenizer", nullptr},
+                       {"pre_tokenizer", pre_tokenizer_of(model)},
                        {"post_processor", nullptr},
                        {"decoder", decoder_of(model)}};
   json["model"] = byte_pair ? byte_pair_model(model, unknown) : unigram_model(model, unknown);

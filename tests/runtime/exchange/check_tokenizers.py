@@ -23,7 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 HEADER = 64  # of a token shard, docs/data.md
 # What texts of one language lack: several scripts, combining characters, runs of white space and digits.
-EXTRA = "\nThe na\u00efve caf\u00e9 \u65e5\u672c\u8a9e \U0001f600 e\u0301  two  spaces\n\n\ttab 1234567 don't, x=3;\n"
+EXTRA = "\nThe na\u00efve caf\u00e9 \u65e5\u672c\u8a9e \U0001f600 e\u0301  two  spaces\n\n\ttab 1234567 don't, x=3; <0x41> <s> <unk>\n"
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
@@ -104,7 +104,7 @@ def main():
                        "model.vocab_size=1024")
             flashshard("export", folder / "run", "--format", "hf", "--output", folder / "out")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "out")
-            theirs = tokenizer(text, add_special_tokens=False).input_ids
+            theirs = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
             ours = ids_of_shard(folder / "data")
             ends = json.loads((folder / "out/config.json").read_text())["eos_token_id"]
             assert ours.pop() == ends, "the document does not end"

@@ -3,6 +3,7 @@
 // texts.)
 #include "runtime/exchange/sentencepiece_model.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -160,6 +161,38 @@ TEST(SentencePieceTokenizerJson, OfAUnigramModelHasItsScores) {
   EXPECT_EQ(tokenizer["model"]["type"], "Unigram");
   EXPECT_EQ(tokenizer["model"]["unk_id"], 0);
   EXPECT_EQ(tokenizer["model"]["vocab"][3], (json::array({"ab", -3.0})));
+}
+
+TEST(SentencePieceTokenizerJson, OfAUnigramModelPrefersCharactersToTheNamesOfWhatIsNoText) {
+  proto::SentencePieceModel model = small_model();
+  model.mutable_trainer()->set_model_type(static_cast<int32_t>(PieceModel::kUnigram));
+  for (const PieceType type : {PieceType::kControl, PieceType::kByte}) {
+    auto* piece = model.add_pieces();
+    piece->set_piece(type == PieceType::kByte ? "<0x41>" : "<s>");
+    piece->set_type(static_cast<int32_t>(type));
+  }
+  const json vocabulary = json_of(model)["model"]["vocab"];
+  for (const int id : {0, 6, 7}) {  // the least score of a piece is -5
+    EXPECT_LT(vocabulary[id][1].get<double>(), -5.0 * 6) << vocabulary[id];
+  }
+}
+
+TEST(SentencePieceTokenizerJson, OfAUnigramModelSetsUnknownCharactersOfSuchNamesApart) {
+  proto::SentencePieceModel model = small_model();
+  model.mutable_trainer()->set_model_type(static_cast<int32_t>(PieceModel::kUnigram));
+  EXPECT_TRUE(json_of(model)["pre_tokenizer"].is_null()) << "nothing to fall back to";
+  for (int byte = 0; byte < 256; ++byte) {
+    auto* piece = model.add_pieces();
+    piece->set_piece(fmt::format("<0x{:02X}>", byte));
+    piece->set_type(static_cast<int32_t>(PieceType::kByte));
+  }
+  model.mutable_pieces(5)->set_piece("0123456789ABCDEFxunk>");
+  const json steps = json_of(model)["pre_tokenizer"]["pretokenizers"];
+  ASSERT_THAT(steps, SizeIs(1));
+  EXPECT_EQ(steps[0]["pattern"]["String"], "<");
+  EXPECT_EQ(steps[0]["behavior"], "Isolated");
+  model.mutable_pieces(4)->set_piece("<");
+  EXPECT_TRUE(json_of(model)["pre_tokenizer"].is_null());
 }
 
 TEST(SentencePieceTokenizerJson, IsNotMadeOfWhatThatFormatCannotSay) {
