@@ -259,6 +259,19 @@ TEST_F(BackgroundSaveDeathTest, AThreadThatNeverReturnsFromTheStorageDoesNotKeep
               "error: the storage has taken nothing of a checkpoint");
 }
 
+TEST_F(BackgroundSaveDeathTest, TheErrorThatEndsTheRunIsToldAndNotTheStorage) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(errors_of_ranks(1,
+                              [&](Communicator& communicator) {
+                                SavedRank rank(communicator, 20, kWhole, kLong);
+                                rank.begin(folder_, 20, gated_);
+                                rank.save().leave_with(ExitCode::kNonFinite, "gradients are bad");
+                                rank.save().leave_with(ExitCode::kInternal, "a later one");
+                              }),
+              ::testing::ExitedWithCode(static_cast<int>(ExitCode::kNonFinite)),
+              "error: gradients are bad");
+}
+
 struct FailingWrite {
   int rank;
   std::string call;
