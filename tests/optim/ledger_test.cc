@@ -185,6 +185,26 @@ TEST(LedgerTest, GivesTheBytesPerParameterOfTheDocumentation) {
   EXPECT_DOUBLE_EQ(state_bytes(3, 8, true), 5.125 / 8);
 }
 
+TEST(LedgerTest, StagingIsWhatARankSavesUpToItsLimit) {
+  run_ranks(3, [](Communicator& communicator) {
+    Rank rank(communicator, RunShape{.world_size = 3, .sharding = {.stage = 1}});
+    LedgerInputs inputs;
+    inputs.format = rank.gradients().format();
+    const auto staging = [&](int64_t limit) {
+      inputs.staging_limit = limit;
+      const auto table = predict_memory(rank.layout(), rank.rule(), communicator.rank(), inputs);
+      return table[MemoryClass::kStaging];
+    };
+    int64_t saved = 0;
+    for (const auto& view : rank.state().shard_views()) {
+      saved += static_cast<int64_t>(view.bytes.size());
+    }
+    EXPECT_EQ(staging(0), 0);
+    EXPECT_EQ(staging(100), 100);
+    EXPECT_EQ(staging(int64_t{1} << 40), saved);
+  });
+}
+
 /// What a rule stores for a parameter of a matrix of 64 x 32, beside its bf16 weight, in bytes.
 struct RuleBytes {
   Rule rule;
