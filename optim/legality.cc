@@ -34,12 +34,6 @@ constexpr std::array kRefusals = {
             "the update reads the accumulator as it is, nothing more is rounded",
             "leave `parallelism.reduced_gradient` at BF16",
             [](const Sharding& s) { return s.has_accumulator() && s.fp32_reduced_gradient; }},
-    Refusal{"`parallelism.reduced_gradient` FP32 at `parallelism.stage` 0 or 1",
-            "there the reduced gradient takes the place of the rank's own, in its type",
-            "use stage 2 or 3, or `parallelism.reduce` EACH, which sums in fp32",
-            [](const Sharding& s) {
-              return s.keeps_local_gradients() && !s.has_accumulator() && s.fp32_reduced_gradient;
-            }},
     Refusal{"`parallelism.release` at `parallelism.stage` 1",
             "no gradient is kept whole: that is stage 2 with release", "set `parallelism.stage` 2",
             [](const Sharding& s) { return s.release && s.stage == 1; }},

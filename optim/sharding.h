@@ -27,7 +27,7 @@ enum class ClipMode : uint8_t {
 /// Where the update finds the reduced gradient.
 enum class ReducedPlace : uint8_t {
   kLocal,   // in the place of the rank's own gradient
-  kMemory,  // in memory of its own: this rank's rows, at stage 0 all
+  kMemory,  // in memory of its own: the rows whose states this rank holds
   kBucket,  // in memory for one bucket, which is updated at once
   kPacked,  // in an accumulator of fewer bits, decoded into memory for one bucket
 };
@@ -64,14 +64,6 @@ struct Sharding {
   int ranks_of_a_group(int world_size) const {
     if (!divides_states()) return 1;
     return group == 0 ? world_size : group;
-  }
-  ReducedPlace reduced_place(int world_size) const {
-    if (has_accumulator()) {
-      const bool fp32 = accumulator == AccumulatorFormat::kFP32;
-      return fp32 ? ReducedPlace::kMemory : ReducedPlace::kPacked;
-    }
-    if (release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
-    return divides_gradients() ? ReducedPlace::kMemory : ReducedPlace::kLocal;
   }
 };
 

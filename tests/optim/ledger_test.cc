@@ -115,9 +115,30 @@ INSTANTIATE_TEST_SUITE_P(Stages, GroupedLedger,
                                          Grouped{8, 4, 3, false}, Grouped{4, 1, 3, false},
                                          Grouped{8, 2, 2, true}, Grouped{4, 2, 3, true}));
 
+TEST(LedgerTest, GivesAWiderReducedGradientMemoryOfItsOwnWhereItFindsNone) {
+  const int64_t own = 2 * elements().all(), wide = 4 * elements().all();
+  const auto gradients = [](int world_size, Sharding sharding) {
+    sharding.fp32_reduced_gradient = true;
+    RunShape setup{.world_size = world_size, .bucket_bytes = 5000, .sharding = sharding};
+    if (sharding.local_sums) setup.micro_batches = 2 * world_size;
+    const MemoryTable sum = bytes_over_ranks(setup);
+    return sum[MemoryClass::kGradients] + sum[MemoryClass::kAccumulator];
+  };
+  EXPECT_EQ(gradients(3, {.stage = 0}), 3 * (own + wide));
+  EXPECT_EQ(gradients(3, {.stage = 1}), 3 * own + wide);
+  EXPECT_EQ(gradients(4, {.stage = 1, .group = 2}), 4 * own + 2 * wide);
+  EXPECT_EQ(gradients(3, {.stage = 2}), wide);
+  // Sums of several micro-batches are fp32 already; one rank's gradient needs no more bits.
+  EXPECT_EQ(gradients(3, {.stage = 1, .local_sums = true}), 3 * wide);
+  EXPECT_EQ(gradients(1, {.stage = 0}), own);
+}
+
 TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
   for (const RunShape& setup :
        {RunShape{.world_size = 3, .sharding = {.stage = 2, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 3, .sharding = {.stage = 1, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 3, .sharding = {.stage = 0, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 4, .sharding = {.group = 2, .fp32_reduced_gradient = true}},
         RunShape{.world_size = 3, .sharding = {.local_sums = true}, .micro_batches = 6},
         RunShape{.world_size = 2, .sharding = {.stage = 0, .local_sums = true}, .micro_batches = 4},
         RunShape{.world_size = 3, .sharding = {.stage = 3}, .tied = true},
