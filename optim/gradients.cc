@@ -35,7 +35,7 @@ ReducedPlace GradientFormat::reduced_place(int world_size) const {
 
 DType GradientFormat::reduced(int world_size) const {
   if (reduced_place(world_size) == ReducedPlace::kLocal) return local();
-  return sharding.has_accumulator() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
+  return sharding.reduces_each() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
 }
 
 MemoryClass GradientFormat::reduced_class() const {
