@@ -204,7 +204,6 @@ void measure(Communicator& communicator, const Settings& settings, Times& times)
     times.save.push_back(
         together([&] { saved = rank.save(settings.folder, round + 1, communicator); }));
 
-    alone(over_files(settings, source, forget));
     alone(over_files(settings, saved, forget));
     times.dd_read.push_back(alone(over_files(settings, saved, [](const std::string& file) {
       return fmt::format("dd if={} of=/dev/null bs=1M status=none", file);

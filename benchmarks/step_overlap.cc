@@ -88,7 +88,8 @@ double step_ms(Communicator& communicator, const Shape& shape, const Sharding& s
   Gradients gradients(ledger, plan, communicator.rank(), {sharding, DType::kBF16});
   ShardedOptimizerOptions options;
   options.clip_norm = 0;
-  ShardedOptimizer optimizer(communicator, ledger, state, gradients, *rule, options);
+  ShardGroups groups(communicator, gradients.placement());
+  ShardedOptimizer optimizer(groups, ledger, state, gradients, *rule, options);
   std::vector<double> times;
   for (int step = 0; step <= kSteps; ++step) {
     communicator.barrier().wait("the next step");

@@ -96,7 +96,8 @@ class Training {
         state_(ledger_, layout_, *rule_, communicator.rank(), DType::kBF16, settings.sharding),
         plan_(layout_, settings.bucket_bytes, 2),
         gradients_(ledger_, plan_, communicator.rank(), {settings.sharding, DType::kBF16}),
-        optimizer_(communicator, ledger_, state_, gradients_, *rule_,
+        groups_(communicator, gradients_.placement()),
+        optimizer_(groups_, ledger_, state_, gradients_, *rule_,
                    {.clip_norm = settings.sharding.clips ? 1.0 : 0.0}) {
     std::mt19937 random(static_cast<unsigned>(communicator.rank()) + 1);
     std::normal_distribution<float> normal(0, 1e-3f);
@@ -182,6 +183,7 @@ class Training {
   ShardedState state_;
   BucketPlan plan_;
   Gradients gradients_;
+  ShardGroups groups_;
   ShardedOptimizer optimizer_;
   std::vector<uint16_t> pattern_ = std::vector<uint16_t>(kPattern);
 };

@@ -64,16 +64,39 @@ std::string describe(const CallSignature& signature) {
   return "unknown verb";
 }
 
-std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts) {
+std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts,
+                       std::span<const int> numbers) {
   constexpr size_t kNamed = 8;
   std::string text;
   for (size_t i = 0; i < std::min(ranks.size(), kNamed); ++i) {
     const auto rank = static_cast<size_t>(ranks[i]);
-    text += fmt::format("{}rank {}", i == 0 ? "" : ", ", rank);
+    text +=
+        fmt::format("{}rank {}", i == 0 ? "" : ", ", numbers.empty() ? ranks[i] : numbers[rank]);
     if (rank < hosts.size() && !hosts[rank].empty()) text += fmt::format(" ({})", hosts[rank]);
   }
   if (ranks.size() > kNamed) text += fmt::format(" and {} more", ranks.size() - kNamed);
   return text;
+}
+
+std::vector<int> numbers_of(std::span<const int> ranks, std::span<const int> numbers) {
+  std::vector<int> named(ranks.begin(), ranks.end());
+  if (numbers.empty()) return named;
+  for (int& rank : named) rank = numbers[static_cast<size_t>(rank)];
+  return named;
+}
+
+std::vector<int> ranks_of_color(Communicator& communicator, int color) {
+  std::vector<int> colors(static_cast<size_t>(communicator.world_size()));
+  colors[static_cast<size_t>(communicator.rank())] = color;
+  std::vector<ByteRange> ranges;
+  for (size_t p = 0; p < colors.size(); ++p) ranges.push_back({p * sizeof(int), sizeof(int)});
+  communicator.all_gather(std::as_writable_bytes(std::span(colors)), ranges)
+      .wait("the colors of a split");
+  std::vector<int> members;
+  for (size_t p = 0; p < colors.size(); ++p) {
+    if (colors[p] == color) members.push_back(static_cast<int>(p));
+  }
+  return members;
 }
 
 std::string format_seconds(double seconds) { return fmt::format("{:.3g} s", seconds); }
@@ -109,6 +132,15 @@ void check_root(int root, int world_size) {
   if (root < 0 || root >= world_size) {
     throw Error(ExitCode::kInternal, fmt::format("root {} is not a rank of {}", root, world_size),
                 "broadcast");
+  }
+}
+
+void check_split(bool is_part, int color) {
+  if (is_part) {
+    throw Error(ExitCode::kInternal, "the communicator of a split is not split again", "split");
+  }
+  if (color < 0) {
+    throw Error(ExitCode::kInternal, fmt::format("color {} is below 0", color), "split");
   }
 }
 

@@ -36,8 +36,16 @@ std::string_view name_of_code(int code);
 std::string describe(const CallSignature& signature);
 
 /// "rank 1 (node7), rank 3 (node9)", at most eight of them. `hosts` by rank; an empty name is left
-/// out.
-std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts);
+/// out. `numbers`: what ranks are called, by rank; empty: as they are.
+std::string name_ranks(std::span<const int> ranks, std::span<const std::string> hosts,
+                       std::span<const int> numbers = {});
+
+/// The ranks' numbers in the whole run, by rank; empty `numbers`: the ranks themselves.
+std::vector<int> numbers_of(std::span<const int> ranks, std::span<const int> numbers);
+
+/// The ranks of `communicator` that give the same color as this one, ascending: the first half of
+/// Communicator::split. Collective.
+std::vector<int> ranks_of_color(Communicator& communicator, int color);
 
 /// "2.5 s".
 std::string format_seconds(double seconds);
@@ -48,6 +56,8 @@ void check_ranges(std::span<const ByteRange> ranges, size_t buffer_bytes, int wo
                   std::string_view where);
 void check_own_slice(const ByteRange& send, const ByteRange& receive);
 void check_root(int root, int world_size);
+/// `is_part`: of a communicator that a split has made.
+void check_split(bool is_part, int color);
 void check_deadline(std::chrono::duration<double> deadline);
 
 /// values[i] = op(values[i], other[i]); sums wrap around.

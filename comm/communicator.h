@@ -70,6 +70,12 @@ class Communicator {
   [[nodiscard]] virtual Pending broadcast(std::span<std::byte> buffer, int root) = 0;
   [[nodiscard]] virtual Pending barrier() = 0;
 
+  /// The ranks that give the same `color`, 0 or more, in the order of their ranks, as a
+  /// communicator with calls of its own, which no other rank takes part in. Its errors name ranks
+  /// by their numbers in the whole run. Collective; this one's deadline holds for it and in it. Not
+  /// of a split's own communicator. Throws CommunicationError.
+  [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color) = 0;
+
   /// Tells the peers that this rank will not go on, and ends what they wait for where the transport
   /// can: threads: their waits throw; MPI: MPI_Abort(code), itself under a deadline, then
   /// _exit(code).

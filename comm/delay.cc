@@ -29,10 +29,16 @@ class DelayedOperation : public Pending::Operation {
   Clock::time_point arrival_;
 };
 
+/// A rank's link, which all its communicators share.
+struct Link {
+  LinkOptions options;
+  Clock::time_point free;  // when the transfers so far have left it
+};
+
 class DelayedCommunicator : public Communicator {
  public:
-  DelayedCommunicator(std::unique_ptr<Communicator> communicator, const LinkOptions& link)
-      : communicator_(std::move(communicator)), link_(link) {}
+  DelayedCommunicator(std::unique_ptr<Communicator> communicator, std::shared_ptr<Link> link)
+      : communicator_(std::move(communicator)), link_(std::move(link)) {}
 
   int rank() const override { return communicator_->rank(); }
   int world_size() const override { return communicator_->world_size(); }
@@ -61,6 +67,9 @@ class DelayedCommunicator : public Communicator {
     return delayed(communicator_->broadcast(buffer, root), buffer.size());
   }
   Pending barrier() override { return delayed(communicator_->barrier(), 0); }
+  std::unique_ptr<Communicator> split(int color) override {
+    return std::make_unique<DelayedCommunicator>(communicator_->split(color), link_);
+  }
 
   void abort(ExitCode code) noexcept override { communicator_->abort(code); }
 
@@ -78,10 +87,10 @@ class DelayedCommunicator : public Communicator {
   Pending delayed(Pending pending, size_t bytes) {
     if (world_size() == 1) return pending;
     const std::chrono::duration<double> sending{static_cast<double>(bytes) /
-                                                link_.bytes_per_second};
-    link_free_ = std::max(Clock::now(), link_free_) + rounded_up(sending);
-    return Pending(std::make_unique<DelayedOperation>(std::move(pending),
-                                                      link_free_ + rounded_up(link_.latency)));
+                                                link_->options.bytes_per_second};
+    link_->free = std::max(Clock::now(), link_->free) + rounded_up(sending);
+    return Pending(std::make_unique<DelayedOperation>(
+        std::move(pending), link_->free + rounded_up(link_->options.latency)));
   }
 
   static Clock::duration rounded_up(std::chrono::duration<double> time) {
@@ -89,8 +98,7 @@ class DelayedCommunicator : public Communicator {
   }
 
   std::unique_ptr<Communicator> communicator_;
-  LinkOptions link_;
-  Clock::time_point link_free_;  // when the transfers so far have left the link
+  std::shared_ptr<Link> link_;
 };
 
 }  // namespace
@@ -104,7 +112,8 @@ std::unique_ptr<Communicator> make_delayed_communicator(std::unique_ptr<Communic
                             link.bytes_per_second),
                 "delayed communicator");
   }
-  return std::make_unique<DelayedCommunicator>(std::move(communicator), link);
+  return std::make_unique<DelayedCommunicator>(std::move(communicator),
+                                               std::make_shared<Link>(Link{link, {}}));
 }
 
 }  // namespace flashshard

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -74,6 +75,8 @@ class MpiOperation : public Pending::Operation {
 class MpiCommunicator : public Communicator {
  public:
   MpiCommunicator(std::shared_ptr<MpiEnvironment> environment, const MpiOptions& options);
+  /// `members` of `whole`, on `comm`, a duplicate of its MPI communicator.
+  MpiCommunicator(const MpiCommunicator& whole, std::span<const int> members, MPI_Comm comm);
   ~MpiCommunicator() override;
 
   int rank() const override { return rank_; }
@@ -89,6 +92,7 @@ class MpiCommunicator : public Communicator {
   Pending all_reduce(std::span<int64_t> values, ReduceOp op) override;
   Pending broadcast(std::span<std::byte> buffer, int root) override;
   Pending barrier() override;
+  std::unique_ptr<Communicator> split(int color) override;
   void abort(ExitCode code) noexcept override;
 
   void throw_if_failed(std::string_view what, const CallInFlight& call) const;
@@ -111,7 +115,8 @@ class MpiCommunicator : public Communicator {
 
   std::unique_ptr<MpiOperation> start(const CallSignature& signature);
   void exchange_hosts();
-  void duplicate_world();
+  /// Of `comm_`: all its ranks call it.
+  MPI_Comm duplicate();
   /// Own attendance to all others and theirs to here, until all is done or the grace time has
   /// passed.
   std::vector<std::optional<Attendance>> exchange_attendance(const Attendance& own);
@@ -120,6 +125,7 @@ class MpiCommunicator : public Communicator {
   int tag_of(uint64_t call, int code) const {
     return static_cast<int>(call % static_cast<uint64_t>(tag_window_)) * kCodes + code;
   }
+  int number() const { return numbers_[static_cast<size_t>(rank_)]; }
   int roll_call_tag() const { return tag_window_ * kCodes; }
   /// The i-th other rank, i = 1 .. N-1: each rank begins with its neighbour, so that no rank is
   /// everybody's first.
@@ -133,6 +139,8 @@ class MpiCommunicator : public Communicator {
   int world_size_ = 1;
   int tag_window_ = kLargestTagWindow;
   uint64_t next_call_ = 0;
+  std::vector<int> numbers_;        // by rank: in MPI_COMM_WORLD and its duplicates
+  bool is_part_ = false;            // of a split
   std::vector<std::string> hosts_;  // by rank
   std::optional<Failure> failure_;
 };
@@ -198,9 +206,25 @@ MpiCommunicator::MpiCommunicator(std::shared_ptr<MpiEnvironment> environment,
   check_mpi(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &found),
             "MPI_Comm_get_attr");
   if (found != 0) tag_window_ = std::min(tag_window_, *largest_tag / kCodes - 1);
+  numbers_.resize(static_cast<size_t>(world_size_));
+  std::iota(numbers_.begin(), numbers_.end(), 0);
   hosts_.resize(static_cast<size_t>(world_size_));
   exchange_hosts();
-  duplicate_world();
+  comm_ = duplicate();
+}
+
+MpiCommunicator::MpiCommunicator(const MpiCommunicator& whole, std::span<const int> members,
+                                 MPI_Comm comm)
+    : environment_(whole.environment_),
+      options_(whole.options_),
+      deadline_(whole.deadline_),
+      comm_(comm),
+      rank_(static_cast<int>(std::ranges::find(members, whole.rank_) - members.begin())),
+      world_size_(static_cast<int>(members.size())),
+      tag_window_(whole.tag_window_),
+      numbers_(members.begin(), members.end()),
+      is_part_(true) {
+  for (const int member : members) hosts_.push_back(whole.hosts_[static_cast<size_t>(member)]);
 }
 
 MpiCommunicator::~MpiCommunicator() {
@@ -219,7 +243,8 @@ std::unique_ptr<MpiOperation> MpiCommunicator::start(const CallSignature& signat
   ++next_call_;
   return std::make_unique<MpiOperation>(
       *this, call,
-      MpiMessages::Route{comm_, tag_of(call.number, code_of(signature)), options_.message_limit});
+      MpiMessages::Route{comm_, tag_of(call.number, code_of(signature)), options_.message_limit,
+                         numbers_});
 }
 
 void MpiCommunicator::exchange_hosts() {
@@ -234,21 +259,21 @@ void MpiCommunicator::exchange_hosts() {
   for (size_t p = 0; p < names.size(); ++p) hosts_[p] = names[p].data();
 }
 
-void MpiCommunicator::duplicate_world() {
+MPI_Comm MpiCommunicator::duplicate() {
   // On the heap, and left there on failure: MPI may still write to it.
-  auto duplicate = std::make_unique<MPI_Comm>(MPI_COMM_NULL);
+  auto copy = std::make_unique<MPI_Comm>(MPI_COMM_NULL);
   try {
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Comm_idup(MPI_COMM_WORLD, duplicate.get(), &request), "MPI_Comm_idup");
+    check_mpi(MPI_Comm_idup(comm_, copy.get(), &request), "MPI_Comm_idup");
     auto operation = start({.verb = Verb::kBarrier});
     operation->messages().adopt(request);
     operation->wait("the communicator of all ranks");
   } catch (...) {
-    [[maybe_unused]] MPI_Comm* leaked = duplicate.release();
+    [[maybe_unused]] MPI_Comm* leaked = copy.release();
     throw;
   }
-  comm_ = *duplicate;
-  check_mpi(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  check_mpi(MPI_Comm_set_errhandler(*copy, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  return *copy;
 }
 
 // ----------------------------------------------------------------------------------------------
@@ -346,6 +371,14 @@ Pending MpiCommunicator::barrier() {
   return Pending(std::move(operation));
 }
 
+// MPI_Comm_split has no form that a deadline can end. A duplicate of the whole keeps the messages
+// of all groups of a split apart from others, and groups have no rank in common.
+std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
+  check_split(is_part_, color);
+  const std::vector<int> members = ranks_of_color(*this, color);
+  return std::make_unique<MpiCommunicator>(*this, members, duplicate());
+}
+
 // ----------------------------------------------------------------------------------------------
 // failure
 
@@ -375,7 +408,7 @@ void MpiCommunicator::throw_if_failed(std::string_view what, const CallInFlight&
 void MpiCommunicator::abandon() noexcept {
   if (failure_) return;
   environment_->mark_failed();
-  failure_ = Failure{"this rank gave up a call unfinished", "", {rank_}};
+  failure_ = Failure{"this rank gave up a call unfinished", "", {number()}};
 }
 
 void MpiCommunicator::fail(const CallInFlight& call, std::string_view what,
@@ -399,8 +432,12 @@ void MpiCommunicator::call_roll(const MpiOperation& operation, std::string_view 
   own.set_reason(what);
   const auto answers = exchange_attendance(own);
   const std::vector<int> awaited = operation.messages().awaited();
-  Diagnosis diagnosis = diagnose(
-      {.rank = rank_, .own = own, .answers = answers, .awaited = awaited, .hosts = hosts_});
+  Diagnosis diagnosis = diagnose({.rank = rank_,
+                                  .own = own,
+                                  .answers = answers,
+                                  .awaited = awaited,
+                                  .hosts = hosts_,
+                                  .numbers = numbers_});
   failure_ = Failure{std::move(diagnosis.what), std::move(diagnosis.hint),
                      std::move(diagnosis.late_ranks)};
   throw_failure(what, call);
@@ -411,7 +448,7 @@ std::vector<std::optional<Attendance>> MpiCommunicator::exchange_attendance(cons
   std::vector<Attendance> received(size);
   std::vector<std::optional<Attendance>> answers(size);
   // Declared after what they write to: they are withdrawn first.
-  MpiMessages messages({comm_, roll_call_tag(), options_.message_limit});
+  MpiMessages messages({comm_, roll_call_tag(), options_.message_limit, numbers_});
   try {
     for (int i = 1; i < world_size_; ++i) {
       auto* slot = reinterpret_cast<std::byte*>(&received[static_cast<size_t>(other(i))]);
@@ -447,7 +484,7 @@ void MpiCommunicator::listen(const MpiOperation& operation, std::string_view wha
     if (found == 0) continue;
     fail(call, what,
          fmt::format("the ranks' calls do not match: call {} is {} on rank {}, {} on rank {}",
-                     call.number, describe(call.signature), rank_, name_of_code(code),
+                     call.number, describe(call.signature), number(), name_of_code(code),
                      status.MPI_SOURCE),
          "every rank must make the same calls in the same order with matching sizes",
          {status.MPI_SOURCE});

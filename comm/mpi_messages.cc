@@ -64,8 +64,9 @@ void MpiMessages::track(const Message& message, MPI_Request request) {
 void MpiMessages::send(int peer, const std::byte* data, size_t bytes) {
   for_each_piece(bytes, route_.message_limit, [&](size_t offset, int size) {
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Isend(data + offset, size, MPI_BYTE, peer, route_.tag, route_.comm, &request),
-              "MPI_Isend");
+    check_mpi(
+        MPI_Isend(data + offset, size, MPI_BYTE, rank_of(peer), route_.tag, route_.comm, &request),
+        "MPI_Isend");
     track({peer, size, false}, request);
   });
 }
@@ -73,8 +74,9 @@ void MpiMessages::send(int peer, const std::byte* data, size_t bytes) {
 void MpiMessages::receive(int peer, std::byte* data, size_t bytes) {
   for_each_piece(bytes, route_.message_limit, [&](size_t offset, int size) {
     MPI_Request request = MPI_REQUEST_NULL;
-    check_mpi(MPI_Irecv(data + offset, size, MPI_BYTE, peer, route_.tag, route_.comm, &request),
-              "MPI_Irecv");
+    check_mpi(
+        MPI_Irecv(data + offset, size, MPI_BYTE, rank_of(peer), route_.tag, route_.comm, &request),
+        "MPI_Irecv");
     track({peer, size, true}, request);
   });
 }
@@ -94,18 +96,19 @@ bool MpiMessages::advance() {
     const Message& message = messages_[static_cast<size_t>(finished_[slot])];
     --in_flight_;
     const int error = code == MPI_ERR_IN_STATUS ? statuses_[slot].MPI_ERROR : MPI_SUCCESS;
-    if (error == MPI_ERR_TRUNCATE) refuse_size(message.peer, message.bytes, "more");
-    check_mpi(error, fmt::format("message with rank {}", message.peer));
+    if (error == MPI_ERR_TRUNCATE) refuse_size(rank_of(message.peer), message.bytes, "more");
+    check_mpi(error, message.peer < 0 ? std::string("duplicate of a communicator")
+                                      : fmt::format("message with rank {}", rank_of(message.peer)));
     if (message.is_receive) check(message, statuses_[slot]);
   }
   return in_flight_ == 0;
 }
 
-void MpiMessages::check(const Message& message, const MPI_Status& status) {
+void MpiMessages::check(const Message& message, const MPI_Status& status) const {
   int received = 0;
   check_mpi(MPI_Get_count(&status, MPI_BYTE, &received), "MPI_Get_count");
   if (received != message.bytes)
-    refuse_size(message.peer, message.bytes, fmt::format("{} bytes", received));
+    refuse_size(rank_of(message.peer), message.bytes, fmt::format("{} bytes", received));
 }
 
 bool MpiMessages::received_from(int peer) const {

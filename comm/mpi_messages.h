@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -18,7 +19,8 @@ class MpiMessages {
   struct Route {
     MPI_Comm comm = MPI_COMM_NULL;
     int tag = 0;
-    size_t message_limit = 0;  // bytes, at most INT_MAX
+    size_t message_limit = 0;         // bytes, at most INT_MAX
+    std::span<const int> ranks = {};  // in `comm`, by peer; they name peers in errors too
   };
 
   explicit MpiMessages(const Route& route) : route_(route) {}
@@ -49,8 +51,9 @@ class MpiMessages {
     bool is_receive = false;
   };
 
+  int rank_of(int peer) const { return route_.ranks[static_cast<size_t>(peer)]; }
   void track(const Message& message, MPI_Request request);
-  static void check(const Message& message, const MPI_Status& status);
+  void check(const Message& message, const MPI_Status& status) const;
   std::vector<int> unfinished_peers(bool receives) const;
 
   Route route_;

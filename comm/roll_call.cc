@@ -24,6 +24,10 @@ std::vector<int> select(const RollCall& roll_call, Predicate predicate) {
   return ranks;
 }
 
+std::string named(const RollCall& roll_call, std::span<const int> ranks) {
+  return name_ranks(ranks, roll_call.hosts, roll_call.numbers);
+}
+
 const Attendance& answer_of(const RollCall& roll_call, int rank) {
   return *roll_call.answers[static_cast<size_t>(rank)];
 }
@@ -48,14 +52,14 @@ Diagnosis absent_ranks(const RollCall& roll_call, const std::vector<int>& absent
   std::vector<int> late;
   std::ranges::set_intersection(absent, roll_call.awaited, std::back_inserter(late));
   if (late.empty()) late = absent;
-  return {fmt::format("{} did not arrive at {} within {}", name_ranks(late, roll_call.hosts),
+  return {fmt::format("{} did not arrive at {} within {}", named(roll_call, late),
                       describe(roll_call.own.signature), format_seconds(longest_wait(roll_call))),
           std::string(kLateHint), late};
 }
 
 Diagnosis failed_ranks(const RollCall& roll_call, const std::vector<int>& failed) {
   const Attendance& first = answer_of(roll_call, failed.front());
-  return {fmt::format("{} reports: {}", name_ranks(std::span(failed).first(1), roll_call.hosts),
+  return {fmt::format("{} reports: {}", named(roll_call, std::span(failed).first(1)),
                       first.reason_text()),
           {},
           failed};
@@ -63,9 +67,10 @@ Diagnosis failed_ranks(const RollCall& roll_call, const std::vector<int>& failed
 
 Diagnosis different_calls(const RollCall& roll_call, const std::vector<int>& different) {
   const Attendance& first = answer_of(roll_call, different.front());
-  return {fmt::format("the ranks' calls do not match: rank {} waits in {}, {} in {}",
-                      roll_call.rank, position(roll_call.own),
-                      name_ranks(std::span(different).first(1), roll_call.hosts), position(first)),
+  return {fmt::format("the ranks' calls do not match: {} waits in {}, {} in {}",
+                      name_ranks(std::span(&roll_call.rank, 1), {}, roll_call.numbers),
+                      position(roll_call.own), named(roll_call, std::span(different).first(1)),
+                      position(first)),
           "every rank must make the same calls in the same order with matching sizes", different};
 }
 
@@ -79,18 +84,30 @@ Diagnosis late_or_slow(const RollCall& roll_call) {
     late.insert(std::ranges::lower_bound(late, roll_call.rank), roll_call.rank);
   }
   if (!late.empty()) {
-    return {fmt::format("{} arrived late at {}, after others had waited {}",
-                        name_ranks(late, roll_call.hosts), describe(roll_call.own.signature),
-                        format_seconds(longest)),
+    return {fmt::format("{} arrived late at {}, after others had waited {}", named(roll_call, late),
+                        describe(roll_call.own.signature), format_seconds(longest)),
             std::string(kLateHint), late};
   }
   std::vector<int> awaited(roll_call.awaited.begin(), roll_call.awaited.end());
   return {
       fmt::format("bytes of {} did not come within {}, though every rank waits in {}",
-                  awaited.empty() ? "no rank" : name_ranks(awaited, roll_call.hosts),
+                  awaited.empty() ? "no rank" : named(roll_call, awaited),
                   format_seconds(longest_wait(roll_call)), describe(roll_call.own.signature)),
       "the network lost or delays messages, or run.deadline_seconds is shorter than the transfer",
       awaited};
+}
+
+Diagnosis judge(const RollCall& roll_call) {
+  const auto absent = select(roll_call, [](const auto& a) { return !a.has_value(); });
+  const auto failed = select(roll_call, [](const auto& a) { return a && a->failed != 0; });
+  const auto different = select(roll_call, [&](const auto& a) {
+    return a && (a->call != roll_call.own.call || a->signature != roll_call.own.signature);
+  });
+  // An error elsewhere explains both silence and different calls.
+  if (!failed.empty()) return failed_ranks(roll_call, failed);
+  if (!absent.empty()) return absent_ranks(roll_call, absent);
+  if (!different.empty()) return different_calls(roll_call, different);
+  return late_or_slow(roll_call);
 }
 
 }  // namespace
@@ -105,16 +122,9 @@ std::string_view Attendance::reason_text() const {
 }
 
 Diagnosis diagnose(const RollCall& roll_call) {
-  const auto absent = select(roll_call, [](const auto& a) { return !a.has_value(); });
-  const auto failed = select(roll_call, [](const auto& a) { return a && a->failed != 0; });
-  const auto different = select(roll_call, [&](const auto& a) {
-    return a && (a->call != roll_call.own.call || a->signature != roll_call.own.signature);
-  });
-  // An error elsewhere explains both silence and different calls.
-  if (!failed.empty()) return failed_ranks(roll_call, failed);
-  if (!absent.empty()) return absent_ranks(roll_call, absent);
-  if (!different.empty()) return different_calls(roll_call, different);
-  return late_or_slow(roll_call);
+  Diagnosis diagnosis = judge(roll_call);
+  diagnosis.late_ranks = numbers_of(diagnosis.late_ranks, roll_call.numbers);
+  return diagnosis;
 }
 
 }  // namespace flashshard

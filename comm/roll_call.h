@@ -35,6 +35,7 @@ struct RollCall {
   std::span<const std::optional<Attendance>> answers;  // by rank; the own entry is not read
   std::span<const int> awaited;                        // ranks whose bytes are missing here
   std::span<const std::string> hosts;                  // by rank
+  std::span<const int> numbers = {};  // of the ranks in the whole run, which they are called by
 };
 
 struct Diagnosis {
@@ -44,7 +45,7 @@ struct Diagnosis {
 
 /// Names the ranks that hold the others up: those that met an error; else those that did not
 /// answer; else those that wait in a different call; else those that arrived late; else those whose
-/// bytes are missing.
+/// bytes are missing. late_ranks are numbers in the whole run.
 Diagnosis diagnose(const RollCall& roll_call);
 
 }  // namespace flashshard

@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <condition_variable>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "comm/call.h"
 
@@ -18,6 +21,9 @@ namespace flashshard {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+constexpr Seconds kDefaultDeadline{600.0};
 
 /// What one rank brings to a call.
 struct Contribution {
@@ -104,25 +110,29 @@ void run(Contributions ranks) {
   }
 }
 
-/// Why the calls of two ranks do not fit together; empty when they do.
-std::string mismatch(int a, const Contribution& call_a, int b, const Contribution& call_b) {
+/// Why the calls of two ranks do not fit together; empty when they do. `numbers`: what ranks are
+/// called.
+std::string mismatch(std::span<const int> numbers, int a, const Contribution& call_a, int b,
+                     const Contribution& call_b) {
+  const int name_a = numbers[static_cast<size_t>(a)], name_b = numbers[static_cast<size_t>(b)];
   if (call_a.signature != call_b.signature) {
-    return fmt::format("rank {} calls {}, rank {} calls {}", a, describe(call_a.signature), b,
-                       describe(call_b.signature));
+    return fmt::format("rank {} calls {}, rank {} calls {}", name_a, describe(call_a.signature),
+                       name_b, describe(call_b.signature));
   }
   if (call_a.signature.verb == Verb::kAllToAll) {
     const size_t sent = call_a.send_ranges[static_cast<size_t>(b)].size;
     const size_t expected = call_b.receive_ranges[static_cast<size_t>(a)].size;
     if (sent != expected) {
-      return fmt::format("all_to_all: rank {} sends {} bytes to rank {}, which expects {}", a, sent,
-                         b, expected);
+      return fmt::format("all_to_all: rank {} sends {} bytes to rank {}, which expects {}", name_a,
+                         sent, name_b, expected);
     }
   }
   if (call_a.signature.verb == Verb::kAllGather) {
     for (size_t p = 0; p < call_a.receive_ranges.size(); ++p) {
       if (call_a.receive_ranges[p].size == call_b.receive_ranges[p].size) continue;
-      return fmt::format("all_gather: rank {} expects {} bytes from rank {}, rank {} expects {}", a,
-                         call_a.receive_ranges[p].size, p, b, call_b.receive_ranges[p].size);
+      return fmt::format("all_gather: rank {} expects {} bytes from rank {}, rank {} expects {}",
+                         name_a, call_a.receive_ranges[p].size, numbers[p], name_b,
+                         call_b.receive_ranges[p].size);
     }
   }
   return {};
@@ -133,11 +143,27 @@ struct Failure {
   std::vector<int> late_ranks;
 };
 
-/// The meeting place of all ranks. Everything is guarded by one mutex.
+/// The meeting place of all ranks, or of those of a split. Everything is guarded by one mutex.
 class Hall {
  public:
-  explicit Hall(int world_size)
-      : world_size_(world_size), next_call_(static_cast<size_t>(world_size), 0) {}
+  /// `numbers`: of the ranks in the whole run, by rank.
+  explicit Hall(std::vector<int> numbers)
+      : world_size_(static_cast<int>(numbers.size())),
+        numbers_(std::move(numbers)),
+        next_call_(numbers_.size(), 0) {}
+
+  int world_size() const { return world_size_; }
+
+  /// The meeting place of `members` after a rank's so manieth split: the first that comes opens it.
+  std::shared_ptr<Hall> part(uint64_t split, std::span<const int> members) {
+    const std::lock_guard lock(mutex_);
+    auto& part = parts_[{split, members.front()}];
+    if (!part) {
+      part = std::make_shared<Hall>(std::vector<int>(members.begin(), members.end()));
+      if (failure_) part->end(*failure_);
+    }
+    return part;
+  }
 
   uint64_t arrive(int rank, Contribution contribution) {
     const std::lock_guard lock(mutex_);
@@ -185,16 +211,24 @@ class Hall {
     if (meeting->second.complete) {
       leave(meeting);
     } else if (!failure_) {
-      set_failure({fmt::format("rank {} left a call unfinished", rank), "", {rank}});
+      set_failure(
+          {fmt::format("rank {} left a call unfinished", number(rank)), "", {number(rank)}});
     }
   }
 
   void abort(int rank, ExitCode code) noexcept {
     const std::lock_guard lock(mutex_);
     if (failure_) return;
-    set_failure({fmt::format("rank {} has aborted with code {}", rank, static_cast<int>(code)),
-                 "the reason stands in that rank's log",
-                 {rank}});
+    set_failure(
+        {fmt::format("rank {} has aborted with code {}", number(rank), static_cast<int>(code)),
+         "the reason stands in that rank's log",
+         {number(rank)}});
+  }
+
+  /// For a failure in the hall that this one is a part of.
+  void end(const Failure& failure) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) set_failure(failure);
   }
 
  private:
@@ -205,9 +239,12 @@ class Hall {
     return true;
   }
 
+  int number(int rank) const { return numbers_[static_cast<size_t>(rank)]; }
+
   void set_failure(Failure failure) {
     failure_ = std::move(failure);
     changed_.notify_all();
+    for (const auto& [key, part] : parts_) part->end(*failure_);
   }
 
   [[noreturn]] void fail(uint64_t call, const std::string& what) const {
@@ -226,9 +263,10 @@ class Hall {
         late.push_back(r);
       }
     }
-    set_failure({fmt::format("{} did not arrive at {} within {}", name_ranks(late, {}),
+    set_failure({fmt::format("{} did not arrive at {} within {}", name_ranks(late, {}, numbers_),
                              describe(signature), format_seconds(deadline.count())),
-                 "it is stopped, busy or gone; a longer deadline gives it more time", late});
+                 "it is stopped, busy or gone; a longer deadline gives it more time",
+                 numbers_of(late, numbers_)});
   }
 
   bool refuse_mismatch(uint64_t call, const Meeting& meeting, int rank,
@@ -236,12 +274,12 @@ class Hall {
     for (int other = 0; other < world_size_; ++other) {
       const auto& theirs = meeting.contributions[static_cast<size_t>(other)];
       if (!theirs) continue;
-      std::string why = mismatch(other, *theirs, rank, contribution);
-      if (why.empty()) why = mismatch(rank, contribution, other, *theirs);
+      std::string why = mismatch(numbers_, other, *theirs, rank, contribution);
+      if (why.empty()) why = mismatch(numbers_, rank, contribution, other, *theirs);
       if (why.empty()) continue;
       set_failure({fmt::format("the ranks' calls do not match at call {}: {}", call, why),
                    "every rank must make the same calls in the same order with matching sizes",
-                   {other, rank}});
+                   {number(other), number(rank)}});
       return true;
     }
     return false;
@@ -250,8 +288,10 @@ class Hall {
   std::mutex mutex_;
   std::condition_variable changed_;
   const int world_size_;
+  const std::vector<int> numbers_;   // by rank
   std::vector<uint64_t> next_call_;  // by rank
   Meetings meetings_;
+  std::map<std::pair<uint64_t, int>, std::shared_ptr<Hall>> parts_;
   std::optional<Failure> failure_;
 };
 
@@ -294,8 +334,12 @@ std::vector<ByteRange> to_vector(std::span<const ByteRange> ranges) {
 
 class ThreadCommunicator : public Communicator {
  public:
-  ThreadCommunicator(std::shared_ptr<Hall> hall, int rank, int world_size)
-      : hall_(std::move(hall)), rank_(rank), world_size_(world_size), host_(this_host()) {}
+  ThreadCommunicator(std::shared_ptr<Hall> hall, int rank, Seconds deadline)
+      : hall_(std::move(hall)),
+        rank_(rank),
+        world_size_(hall_->world_size()),
+        host_(this_host()),
+        deadline_(deadline) {}
 
   int rank() const override { return rank_; }
   int world_size() const override { return world_size_; }
@@ -343,7 +387,24 @@ class ThreadCommunicator : public Communicator {
 
   Pending barrier() override { return start({{.verb = Verb::kBarrier}, {}, {}, {}, {}}); }
 
-  void abort(ExitCode code) noexcept override { hall_->abort(rank_, code); }
+  std::unique_ptr<Communicator> split(int color) override {
+    check_split(whole_ != nullptr, color);
+    const std::vector<int> members = ranks_of_color(*this, color);
+    const auto own = static_cast<int>(std::ranges::find(members, rank_) - members.begin());
+    auto part =
+        std::make_unique<ThreadCommunicator>(hall_->part(splits_++, members), own, deadline_);
+    part->whole_ = hall_;
+    part->rank_in_whole_ = rank_;
+    return part;
+  }
+
+  void abort(ExitCode code) noexcept override {
+    if (whole_) {
+      whole_->abort(rank_in_whole_, code);
+    } else {
+      hall_->abort(rank_, code);
+    }
+  }
 
  private:
   Pending start(Contribution contribution) {
@@ -355,7 +416,10 @@ class ThreadCommunicator : public Communicator {
   int rank_;
   int world_size_;
   std::string host_;
-  std::chrono::duration<double> deadline_{600.0};
+  Seconds deadline_;
+  uint64_t splits_ = 0;
+  std::shared_ptr<Hall> whole_;  // of all ranks, which an abort ends; null: that is hall_
+  int rank_in_whole_ = 0;
 };
 
 }  // namespace
@@ -365,10 +429,12 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int world_s
     throw Error(ExitCode::kUsage, fmt::format("{} ranks asked for", world_size),
                 "thread communicators", "a run has at least one rank");
   }
-  auto hall = std::make_shared<Hall>(world_size);
+  std::vector<int> numbers(static_cast<size_t>(world_size));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  const auto hall = std::make_shared<Hall>(std::move(numbers));
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int r = 0; r < world_size; ++r) {
-    ranks.push_back(std::make_unique<ThreadCommunicator>(hall, r, world_size));
+    ranks.push_back(std::make_unique<ThreadCommunicator>(hall, r, kDefaultDeadline));
   }
   return ranks;
 }

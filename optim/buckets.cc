@@ -48,22 +48,32 @@ void BucketPlan::add_layer(int layer, int64_t bucket_elements) {
   close();
 }
 
-BucketPlan::StagingBytes BucketPlan::staging_bytes(int rank, DType wire, DType gathered,
+BucketPlan::StagingBytes BucketPlan::staging_bytes(const ShardPlacement& placement, DType wire,
                                                    const ReductionOrder& order) const {
   const int world_size = layout_.world_size();
   StagingBytes bytes;
   if (world_size == 1) return bytes;
   const auto wire_bytes = static_cast<int64_t>(size_of(wire));
-  const auto widest = std::max(wire_bytes, static_cast<int64_t>(size_of(gathered)));
   std::vector<int> everyone(static_cast<size_t>(world_size));
   std::iota(everyone.begin(), everyone.end(), 0);
+  const auto owned = placement.owned_by_all();
   for (const Bucket& bucket : buckets_) {
-    const auto received = static_cast<int64_t>(
-        flashshard::staging_bytes(ranges(bucket, wire_bytes), everyone, rank, order, wire));
-    bytes.packed = std::max(bytes.packed, bucket.elements * widest);
+    const auto received = static_cast<int64_t>(flashshard::staging_bytes(
+        ranges(bucket, owned, wire_bytes), everyone, placement.rank(), order, wire));
+    bytes.packed = std::max(bytes.packed, bucket.elements * wire_bytes);
     bytes.received = std::max(bytes.received, received);
   }
   return bytes;
+}
+
+int64_t BucketPlan::gather_bytes(std::span<const ShardRange> shards, DType dtype) const {
+  int64_t most = 0;
+  for (const Bucket& bucket : buckets_) {
+    int64_t elements = 0;
+    for (const ShardRange& range : shards) elements += elements_of(bucket, range);
+    most = std::max(most, elements);
+  }
+  return most * static_cast<int64_t>(size_of(dtype));
 }
 
 RowRange BucketPlan::rows(const BucketSegment& segment, int rank) const {
@@ -83,11 +93,18 @@ int64_t BucketPlan::elements_of(const Bucket& bucket, int rank) const {
   return elements;
 }
 
-std::vector<ByteRange> BucketPlan::ranges(const Bucket& bucket, int64_t bytes_per_element) const {
+int64_t BucketPlan::elements_of(const Bucket& bucket, ShardRange shards) const {
+  int64_t elements = 0;
+  for (int s = shards.first; s < shards.end(); ++s) elements += elements_of(bucket, s);
+  return elements;
+}
+
+std::vector<ByteRange> BucketPlan::ranges(const Bucket& bucket, std::span<const ShardRange> shards,
+                                          int64_t bytes_per_element) const {
   std::vector<ByteRange> ranges;
   size_t offset = 0;
-  for (int r = 0; r < layout_.world_size(); ++r) {
-    const auto size = static_cast<size_t>(elements_of(bucket, r) * bytes_per_element);
+  for (const ShardRange& range : shards) {
+    const auto size = static_cast<size_t>(elements_of(bucket, range) * bytes_per_element);
     ranges.push_back({offset, size});
     offset += size;
   }

@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/reduction_order.h"
 #include "kernels/tensor.h"
 #include "optim/shard_layout.h"
+#include "optim/shard_placement.h"
 
 namespace flashshard {
 
@@ -36,23 +38,26 @@ class BucketPlan {
   const ShardLayout& layout() const { return layout_; }
   /// In backward order: the last layer's first.
   const std::vector<Bucket>& buckets() const { return buckets_; }
-  /// Bytes of the buffers of one transfer on `rank`; two are in flight at once. Nothing for a rank
+  /// Bytes of the buffers of one reduction on a rank; two are in flight at once. Nothing for a rank
   /// alone.
   struct StagingBytes {
     int64_t packed = 0;    // a whole bucket
     int64_t received = 0;  // what a reduction in `order` stages (FoldReduction)
   };
-  /// `wire` of gradients; `gathered`: the widest type that buckets are gathered in.
-  StagingBytes staging_bytes(int rank, DType wire, DType gathered,
+  StagingBytes staging_bytes(const ShardPlacement& placement, DType wire,
                              const ReductionOrder& order = {}) const;
+  /// Bytes of the buffer of one gather to which each rank brings so many shards.
+  int64_t gather_bytes(std::span<const ShardRange> shards, DType dtype) const;
 
   /// Rows of a segment that `rank` owns.
   RowRange rows(const BucketSegment& segment, int rank) const;
   int64_t elements_of(const BucketSegment& segment, int rank) const;
   /// All segments of a bucket that `rank` owns, packed one behind the other.
   int64_t elements_of(const Bucket& bucket, int rank) const;
-  /// ranges[p]: rank p's packed rows when all ranks' stand one behind the other.
-  std::vector<ByteRange> ranges(const Bucket& bucket, int64_t bytes_per_element) const;
+  int64_t elements_of(const Bucket& bucket, ShardRange shards) const;
+  /// ranges[i]: the packed rows of shards[i] when all stand one behind the other.
+  std::vector<ByteRange> ranges(const Bucket& bucket, std::span<const ShardRange> shards,
+                                int64_t bytes_per_element) const;
 
  private:
   void add_layer(int layer, int64_t bucket_elements);

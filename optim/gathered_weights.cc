@@ -39,17 +39,13 @@ size_t GatheredLayout::slot_of(int layer) const {
   return static_cast<size_t>(layer % 2);
 }
 
-GatheredWeights::GatheredWeights(Communicator& communicator, MemoryLedger& ledger,
+GatheredWeights::GatheredWeights(Communicator& group, MemoryLedger& ledger,
                                  const ShardedState& state)
-    : communicator_(communicator),
+    : group_(group),
       backend_(ledger.backend()),
       state_(state),
       layout_(state.layout(), state.weight_dtype()) {
   const ShardLayout& shards = state_.layout();
-  if (communicator_.world_size() == 1) {
-    for (int t = 0; t < shards.tensors(); ++t) tensors_.push_back(state_.weight(t));
-    return;
-  }
   std::array<std::byte*, GatheredLayout::kSlots> memory = {};
   for (size_t s = 0; s < memory.size(); ++s) {
     memory[s] = static_cast<std::byte*>(
@@ -95,14 +91,14 @@ double GatheredWeights::take_wait_ms() { return std::exchange(wait_ms_, 0); }
 
 void GatheredWeights::start(int layer) {
   Slot& slot = slot_of(layer);
-  if (communicator_.world_size() == 1 || slot.layer == layer) return;
+  if (slot.layer == layer) return;
   finish(slot);
   slot.layer = layer;
   const ShardLayout& shards = state_.layout();
-  const int rank = communicator_.rank();
+  const ShardPlacement& placement = state_.placement();
   for (int t = 0; t < shards.tensors(); ++t) {
     if (shards.parameter(t).layer != layer) continue;
-    const RowRange own = shards.rows_of(t, rank);
+    const RowRange own = shards.rows_of(t, placement.weights());
     const Tensor rows = state_.weight_rows(t, own);
     backend_.copy(tensors_[static_cast<size_t>(t)].row_range(own.first, own.count).data, rows.data,
                   rows.bytes());
@@ -114,13 +110,12 @@ void GatheredWeights::start(int layer) {
     const Tensor& whole = tensors_[static_cast<size_t>(t)];
     const size_t row_bytes = static_cast<size_t>(whole.cols()) * size_of(whole.dtype);
     std::vector<ByteRange> ranges;
-    for (int r = 0; r < communicator_.world_size(); ++r) {
-      const RowRange rows = shards.rows_of(t, r);
+    for (const ShardRange& held : placement.held_by_group()) {
+      const RowRange rows = shards.rows_of(t, held);
       ranges.push_back({static_cast<size_t>(rows.first) * row_bytes,
                         static_cast<size_t>(rows.count) * row_bytes});
     }
-    slot.pending.push_back(
-        communicator_.all_gather({whole.as<std::byte>(), whole.bytes()}, ranges));
+    slot.pending.push_back(group_.all_gather({whole.as<std::byte>(), whole.bytes()}, ranges));
   }
 }
 

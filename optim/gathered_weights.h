@@ -13,8 +13,8 @@
 
 namespace flashshard {
 
-/// Which slot holds a layer and where its tensors stand in it. A rank alone holds every weight
-/// whole and needs no slot.
+/// Which slot holds a layer and where its tensors stand in it. A group of one rank holds every
+/// weight whole and needs no slot.
 class GatheredLayout {
  public:
   explicit GatheredLayout(const ShardLayout& layout, DType dtype);
@@ -37,7 +37,8 @@ class GatheredLayout {
 
 class GatheredWeights {
  public:
-  GatheredWeights(Communicator& communicator, MemoryLedger& ledger, const ShardedState& state);
+  /// `group`: the ranks that hold the model among them, by place (ShardPlacement).
+  GatheredWeights(Communicator& group, MemoryLedger& ledger, const ShardedState& state);
 
   /// Whole weights by tensor; a tensor can be read while its layer is the last announced.
   const std::vector<Tensor>& tensors() const { return tensors_; }
@@ -62,7 +63,7 @@ class GatheredWeights {
   void start(int layer);
   void finish(Slot& slot);
 
-  Communicator& communicator_;
+  Communicator& group_;
   Backend& backend_;
   const ShardedState& state_;
   GatheredLayout layout_;

@@ -22,9 +22,20 @@ MemoryClass GradientFormat::local_class() const {
   return local() == model ? MemoryClass::kGradients : MemoryClass::kAccumulator;
 }
 
+ReducedPlace GradientFormat::reduced_place(int world_size) const {
+  if (sharding.has_accumulator()) {
+    const bool fp32 = sharding.accumulator == AccumulatorFormat::kFP32;
+    return fp32 ? ReducedPlace::kMemory : ReducedPlace::kPacked;
+  }
+  if (sharding.release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
+  // One rank's sum is its gradient, which needs no more bits.
+  const bool widens = sharding.fp32_reduced_gradient && local() != DType::kFP32 && world_size > 1;
+  return sharding.divides_gradients() || widens ? ReducedPlace::kMemory : ReducedPlace::kLocal;
+}
+
 DType GradientFormat::reduced(int world_size) const {
-  if (sharding.reduced_place(world_size) == ReducedPlace::kLocal) return local();
-  return sharding.has_accumulator() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
+  if (reduced_place(world_size) == ReducedPlace::kLocal) return local();
+  return sharding.reduces_each() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
 }
 
 MemoryClass GradientFormat::reduced_class() const {
@@ -45,24 +56,36 @@ TransientGradientBytes transient_gradient_bytes(const ShardLayout& layout, DType
   return bytes;
 }
 
-int64_t reduced_bucket_bytes(const BucketPlan& plan, int rank, const GradientFormat& format) {
+int64_t reduced_bucket_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                             const GradientFormat& format) {
   const int world_size = plan.layout().world_size();
-  const ReducedPlace place = format.sharding.reduced_place(world_size);
+  const ReducedPlace place = format.reduced_place(world_size);
   if (place != ReducedPlace::kBucket && place != ReducedPlace::kPacked) return 0;
   int64_t elements = 0;
   for (const Bucket& bucket : plan.buckets()) {
-    const bool own = format.sharding.divides_states();
-    elements = std::max(elements, own ? plan.elements_of(bucket, rank) : bucket.elements);
+    elements = std::max(elements, plan.elements_of(bucket, placement.states()));
   }
   return elements * static_cast<int64_t>(size_of(format.reduced(world_size)));
+}
+
+int64_t gradient_gather_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                              const GradientFormat& format) {
+  if (placement.replicas() == 1) return 0;
+  return plan.gather_bytes(placement.owned_by_replicas(), format.reduced(placement.world_size()));
+}
+
+int64_t weight_gather_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                            const GradientFormat& format) {
+  if (placement.group() == 1 || !format.sharding.gathers_weights_in_backward()) return 0;
+  return plan.gather_bytes(placement.held_by_group(), format.model);
 }
 
 Gradients::Gradients(MemoryLedger& ledger, const BucketPlan& plan, int rank,
                      const GradientFormat& format)
     : plan_(plan),
-      rank_(rank),
+      placement_(format.sharding, plan.layout().world_size(), rank),
       format_(format),
-      place_(format.sharding.reduced_place(plan.layout().world_size())),
+      place_(format.reduced_place(plan.layout().world_size())),
       held_(static_cast<size_t>(plan.layout().tensors())),
       backend_(ledger.backend()) {
   allocate_local(ledger);
@@ -93,13 +116,13 @@ void Gradients::allocate_local(MemoryLedger& ledger) {
 }
 
 void Gradients::allocate_reduced(MemoryLedger& ledger) {
-  const auto bytes = static_cast<size_t>(reduced_bucket_bytes(plan_, rank_, format_));
+  const auto bytes = static_cast<size_t>(reduced_bucket_bytes(plan_, placement_, format_));
   bucket_memory_ = static_cast<std::byte*>(ledger.allocate(MemoryClass::kBuckets, bytes));
   const ShardLayout& layout = plan_.layout();
   for (int t = 0; t < layout.tensors(); ++t) {
     const ParameterSpec& parameter = layout.parameter(t);
     if (place_ == ReducedPlace::kPacked) {
-      const RowRange own = layout.rows_of(t, rank_);
+      const RowRange own = layout.rows_of(t, placement_.own());
       Packed packed;
       packed.first_row = own.first;
       packed.high =
@@ -111,8 +134,7 @@ void Gradients::allocate_reduced(MemoryLedger& ledger) {
       packed_.push_back(packed);
     }
     if (place_ != ReducedPlace::kMemory) continue;
-    const RowRange rows =
-        format_.sharding.divides_states() ? layout.rows_of(t, rank_) : RowRange{0, parameter.rows};
+    const RowRange rows = layout.rows_of(t, placement_.states());
     held_[static_cast<size_t>(t)] = {
         {rows.first,
          ledger.tensor(format_.reduced_class(), reduced_dtype(), {rows.count, parameter.cols})}};
@@ -129,7 +151,7 @@ WeightFormat Gradients::packed_format() const {
 template <class Work>
 void Gradients::for_each_packed(const Bucket& bucket, const Work& work) {
   for (const BucketSegment& segment : bucket.segments) {
-    const RowRange rows = plan_.rows(segment, rank_);
+    const RowRange rows = plan_.rows(segment, placement_.own());
     if (rows.count == 0) continue;
     const Packed& packed = packed_[static_cast<size_t>(segment.tensor)];
     const int64_t first = rows.first - packed.first_row;
@@ -168,13 +190,11 @@ void Gradients::store(const Bucket& bucket) {
 void Gradients::hold(const Bucket& bucket) {
   if (place_ != ReducedPlace::kBucket && place_ != ReducedPlace::kPacked) return;
   for (auto& tensor : held_) tensor.clear();
-  const bool own = format_.sharding.divides_states();
-  const int first = own ? rank_ : 0;
-  const int end = own ? rank_ + 1 : plan_.layout().world_size();
+  const ShardRange shards = placement_.states();
   std::byte* next = bucket_memory_;
   for (const BucketSegment& segment : bucket.segments) {
-    for (int r = first; r < end; ++r) {
-      const RowRange rows = plan_.rows(segment, r);
+    for (int s = shards.first; s < shards.end(); ++s) {
+      const RowRange rows = plan_.rows(segment, s);
       const Tensor memory(next, reduced_dtype(),
                           {rows.count, plan_.layout().parameter(segment.tensor).cols});
       held_[static_cast<size_t>(segment.tensor)].push_back({rows.first, memory});

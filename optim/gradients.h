@@ -1,8 +1,8 @@
 // Where a rank's gradients live: what the model's backward writes, and what the reduction leaves
-// for the update. Stages 0 and 1 hold the former whole, and LAST reduces it in place. From stage 2
-// on a layer's gradients live in a slot that every layer shares until they are packed for their
-// reduction, with release at every stage; a tied table's, which the head and the embedding both add
-// to, have memory of their own.
+// for the update. Stages 0 and 1 hold the former whole, and LAST reduces it in place unless the sum
+// is wider. From stage 2 on a layer's gradients live in a slot that every layer shares until they
+// are packed for their reduction, with release at every stage; a tied table's, which the head and
+// the embedding both add to, have memory of their own.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "optim/buckets.h"
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
+#include "optim/shard_placement.h"
 #include "optim/sharding.h"
 
 namespace flashshard {
@@ -23,13 +24,10 @@ struct GradientFormat {
   /// Of what the model writes.
   DType local() const { return sharding.local_sums ? DType::kFP32 : model; }
   MemoryClass local_class() const;
+  ReducedPlace reduced_place(int world_size) const;
   /// Of what the update reads.
   DType reduced(int world_size) const;
   MemoryClass reduced_class() const;
-  /// The widest type that whole buckets are gathered in: weights, at stage 0 reduced gradients too.
-  DType gathered(int world_size) const {
-    return sharding.divides_states() ? model : reduced(world_size);
-  }
 };
 
 /// Bytes of the slot that the layers' transient gradients share, and of the tied tables' own.
@@ -39,9 +37,17 @@ struct TransientGradientBytes {
 };
 TransientGradientBytes transient_gradient_bytes(const ShardLayout& layout, DType dtype);
 
-/// Bytes of the largest bucket's reduced rows that `rank` holds, where they live or are decoded for
+/// Bytes of the largest bucket's reduced rows that a rank holds, where they live or are decoded for
 /// one bucket; otherwise 0.
-int64_t reduced_bucket_bytes(const BucketPlan& plan, int rank, const GradientFormat& format);
+int64_t reduced_bucket_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                             const GradientFormat& format);
+
+/// Bytes of the buffer of one gather of reduced gradients to the ranks that hold the same states,
+/// and of one of new weights; 0 where there is none or it uses the buffers of the reductions.
+int64_t gradient_gather_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                              const GradientFormat& format);
+int64_t weight_gather_bytes(const BucketPlan& plan, const ShardPlacement& placement,
+                            const GradientFormat& format);
 
 class Gradients {
  public:
@@ -50,6 +56,7 @@ class Gradients {
 
   const GradientFormat& format() const { return format_; }
   const BucketPlan& plan() const { return plan_; }
+  const ShardPlacement& placement() const { return placement_; }
   ReducedPlace reduced_place() const { return place_; }
   DType reduced_dtype() const { return format_.reduced(plan_.layout().world_size()); }
   /// What the model writes, whole, by tensor; the addresses never change.
@@ -57,7 +64,7 @@ class Gradients {
   Tensor local_rows(int tensor, RowRange rows) const {
     return local_[static_cast<size_t>(tensor)].row_range(rows.first, rows.count);
   }
-  /// What the update reads: rows that this rank holds, its own or at stage 0 any; with
+  /// What the update reads: rows that this rank holds (ShardPlacement::states); with
   /// ReducedPlace::kBucket and kPacked of the bucket last given to hold() or load().
   Tensor reduced_rows(int tensor, RowRange rows) const;
   /// kBucket, kPacked: the memory is this bucket's now.
@@ -79,7 +86,7 @@ class Gradients {
   };
 
   const BucketPlan& plan_;
-  int rank_;
+  ShardPlacement placement_;
   GradientFormat format_;
   ReducedPlace place_;
   std::vector<Tensor> local_;

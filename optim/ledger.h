@@ -21,8 +21,8 @@ struct LedgerInputs {
   int64_t other_bytes = 0;       // workspace, tables
 };
 
-/// Bytes of the rows that `rank` owns, weights and states: its part of a checkpoint.
-int64_t owned_bytes(const ShardLayout& layout, const UpdateRule& rule, int rank, DType model);
+/// Bytes of a shard's rows, weights and states: its owner's part of a checkpoint.
+int64_t owned_bytes(const ShardLayout& layout, const UpdateRule& rule, int shard, DType model);
 
 /// Bytes of `rank` at a stage: what is divided by the shard rule, the rest whole, with the buffers
 /// of two buckets, transient gradients and gathered layers where there are any.

@@ -67,7 +67,7 @@ std::vector<Tensor> BucketReducer::own_rows(const Bucket& bucket) {
   gradients_.hold(bucket);
   std::vector<Tensor> own;
   for (const BucketSegment& segment : bucket.segments) {
-    const RowRange rows = plan_.rows(segment, communicator_.rank());
+    const RowRange rows = plan_.rows(segment, gradients_.placement().own());
     if (rows.count > 0) own.push_back(gradients_.reduced_rows(segment.tensor, rows));
   }
   return own;
@@ -92,12 +92,13 @@ void BucketReducer::fold_alone(const Bucket& bucket, const Round& round) {
   gradients_.store(bucket);
 }
 
-// Rank p's rows of every segment, one behind the other, for p = 0, 1, ...: rounded to the wire's
-// type.
+// The rows that rank p owns of every segment, one behind the other, for p = 0, 1, ...: rounded to
+// the wire's type.
 void BucketReducer::pack(const Bucket& bucket, std::byte* packed) {
   for (int r = 0; r < communicator_.world_size(); ++r) {
     for (const BucketSegment& segment : bucket.segments) {
-      const Tensor from = gradients_.local_rows(segment.tensor, plan_.rows(segment, r));
+      const RowRange rows = plan_.rows(segment, gradients_.placement().shard_of(r));
+      const Tensor from = gradients_.local_rows(segment.tensor, rows);
       const Tensor to(packed, format_.wire, {from.rows(), from.cols()});
       if (from.dtype == to.dtype) {
         backend_.copy(to.data, from.data, from.bytes());
@@ -119,7 +120,8 @@ void BucketReducer::start_transfer(size_t index, const Bucket& bucket, const Rou
   const BackendRange range(backend_, "reduction of gradients of layer", bucket.layer);
   const Staging& staging = staging_[index];
   if (communicator_.rank() < round.contributors) pack(bucket, staging.packed.data());
-  const auto slices = plan_.ranges(bucket, static_cast<int64_t>(size_of(format_.wire)));
+  const auto slices = plan_.ranges(bucket, gradients_.placement().owned_by_all(),
+                                   static_cast<int64_t>(size_of(format_.wire)));
   std::vector<int> contributors(static_cast<size_t>(round.contributors));
   std::iota(contributors.begin(), contributors.end(), 0);
   const std::vector<Tensor> own = own_rows(bucket);

@@ -55,6 +55,12 @@ UnitRange ShardLayout::units_of(int tensor, int rank) const {
   return {rank * quotient + extras_below, quotient + (has_extra(rank) ? 1 : 0)};
 }
 
+RowRange ShardLayout::rows_of(int tensor, ShardRange shards) const {
+  const UnitRange first = units_of(tensor, shards.first);
+  const UnitRange last = units_of(tensor, shards.end() - 1);
+  return rows_of_units(tensor, {first.first, last.first + last.count - first.first});
+}
+
 RowRange ShardLayout::rows_of_units(int tensor, UnitRange range) const {
   const int64_t unit = unit_rows(tensor);
   const int64_t rows = parameter(tensor).rows;

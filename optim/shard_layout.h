@@ -31,6 +31,14 @@ struct RowQuantisation {
 };
 int64_t rows_per_unit(std::span<const RowQuantisation> tensors);
 
+/// Consecutive shards of a layout, by the numbers of their ranks in it.
+struct ShardRange {
+  int first = 0;
+  int count = 1;
+
+  int end() const { return first + count; }
+};
+
 class ShardLayout {
  public:
   /// `unit_rows[t]`: rows of a unit of tensor t. world_size > 0.
@@ -50,6 +58,7 @@ class ShardLayout {
   RowRange rows_of(int tensor, int rank) const {
     return rows_of_units(tensor, units_of(tensor, rank));
   }
+  RowRange rows_of(int tensor, ShardRange shards) const;
   /// Rows of a run of units; the tensor's last unit may be short.
   RowRange rows_of_units(int tensor, UnitRange units) const;
 

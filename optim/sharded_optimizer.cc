@@ -14,14 +14,21 @@ namespace {
 /// Elements that initialize() holds in fp32 on the host at once: 16 MiB.
 constexpr int64_t kInitializedElements = int64_t{1} << 22;
 
-void nothing(const Bucket&) {}
+/// Milliseconds of `work` but for those that `others()` counts meanwhile.
+template <class Work, class Others>
+double ms_of(const Work& work, const Others& others) {
+  const Stopwatch watch;
+  const double before = others();
+  work();
+  return watch.milliseconds() - (others() - before);
+}
 
 }  // namespace
 
-ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger,
-                                   ShardedState& state, Gradients& gradients, UpdateRule& rule,
+ShardedOptimizer::ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
+                                   Gradients& gradients, UpdateRule& rule,
                                    const ShardedOptimizerOptions& options)
-    : communicator_(communicator),
+    : communicator_(groups.all()),
       backend_(ledger.backend()),
       state_(state),
       gradients_(gradients),
@@ -29,41 +36,50 @@ ShardedOptimizer::ShardedOptimizer(Communicator& communicator, MemoryLedger& led
       options_(options),
       sharding_(gradients.format().sharding),
       plan_(gradients.plan()),
-      staging_(make_staging(ledger)),
-      gather_staging_(make_gather_staging(ledger)),
-      reducer_(communicator, backend_, gradients, {options.wire, options.order}, staging_,
-               [this](const Bucket& bucket) { reduced(bucket); }),
-      gather_(make_gather()) {
-  if (sharding_.divides_weights()) gathered_.emplace(communicator, ledger, state);
+      placement_(gradients.placement()),
+      groups_(groups),
+      staging_(
+          allocate_staging(ledger, plan_.staging_bytes(placement_, options.wire, options.order))),
+      reducer_(communicator_, backend_, gradients, {options.wire, options.order}, staging_,
+               [this](const Bucket& bucket) { reduced(bucket); }) {
+  make_gathers(ledger);
 }
 
-StagingPairs ShardedOptimizer::make_staging(MemoryLedger& ledger) const {
-  const DType gathered = gradients_.format().gathered(communicator_.world_size());
-  return allocate_staging(
-      ledger, plan_.staging_bytes(communicator_.rank(), options_.wire, gathered, options_.order));
-}
-
-StagingPairs ShardedOptimizer::make_gather_staging(MemoryLedger& ledger) const {
-  if (!sharding_.gathers_in_backward()) return staging_;
-  return allocate_staging(ledger, {static_cast<int64_t>(staging_[0].packed.size()), 0});
-}
-
-BucketGather ShardedOptimizer::make_gather() const {
-  if (!sharding_.divides_states()) {
+void ShardedOptimizer::make_gathers(MemoryLedger& ledger) {
+  const GradientFormat& format = gradients_.format();
+  if (groups_.replicas() != nullptr) {
+    const int64_t bytes = gradient_gather_bytes(plan_, placement_, format);
     const auto rows = [this](int tensor, RowRange range) {
       return gradients_.reduced_rows(tensor, range);
     };
-    return {communicator_, backend_, plan_, gather_staging_, rows, gradients_.reduced_dtype(),
-            "gradients"};
+    gradient_gather_.emplace(*groups_.replicas(), backend_, plan_,
+                             allocate_staging(ledger, {bytes, 0}),
+                             BucketGather::Content{placement_.owned_by_replicas(), rows,
+                                                   gradients_.reduced_dtype(), "gradients"});
   }
-  return make_weight_gather();
+  if (groups_.group() == nullptr) return;
+  if (sharding_.divides_weights()) {
+    gathered_.emplace(*groups_.group(), ledger, state_);
+    return;
+  }
+  // Beside reductions it cannot use their buffers.
+  const int64_t bytes = weight_gather_bytes(plan_, placement_, format);
+  weight_gather_.emplace(gather_of_weights(
+      *groups_.group(), placement_.held_by_group(),
+      sharding_.gathers_weights_in_backward() ? allocate_staging(ledger, {bytes, 0}) : staging_));
 }
 
-BucketGather ShardedOptimizer::make_weight_gather() const {
+BucketGather ShardedOptimizer::gather_of_weights(Communicator& communicator,
+                                                 std::vector<ShardRange> shards,
+                                                 const StagingPairs& staging) const {
   const auto rows = [this](int tensor, RowRange range) {
     return state_.weight_rows(tensor, range);
   };
-  return {communicator_, backend_, plan_, gather_staging_, rows, state_.weight_dtype(), "weights"};
+  return {communicator,
+          backend_,
+          plan_,
+          staging,
+          {std::move(shards), rows, state_.weight_dtype(), "weights"}};
 }
 
 std::vector<Tensor> ShardedOptimizer::model_weights() const {
@@ -79,34 +95,52 @@ void ShardedOptimizer::begin_pass(bool backward_follows) {
 
 void ShardedOptimizer::before_layer(int layer) {
   reducer_.progress();
-  gather_.wait_for(layer);
+  if (gradient_gather_) gradient_gather_->progress();
+  if (weight_gather_) weight_gather_->wait_for(layer);
   if (gathered_) gathered_->before_layer(layer);
 }
 
-void ShardedOptimizer::finish_gathers() { gather_.finish(); }
+void ShardedOptimizer::finish_gathers() {
+  if (weight_gather_) weight_gather_->finish();
+}
+
+double ShardedOptimizer::released_ms() const {
+  return release_.outcome.update_ms + held_ms_ + (gradient_gather_ ? gradient_gather_->ms() : 0) +
+         (weight_gather_ ? weight_gather_->ms() : 0);
+}
+
+double ShardedOptimizer::take_gather_ms() {
+  return (gradient_gather_ ? gradient_gather_->take_ms() : 0) +
+         (weight_gather_ ? weight_gather_->take_ms() : 0) +
+         (gathered_ ? gathered_->take_wait_ms() : 0);
+}
 
 void ShardedOptimizer::begin_round(const Round& round) {
+  if (sharding_.goes_into_moments() && !round.first) {
+    reduce_ms_ += ms_of([&] { reducer_.finish(); }, [&] { return released_ms(); });
+  }
   round_ = round;
   next_bucket_ = 0;
   if (round.first) {
     reduce_ms_ = 0;
     sums_ = {};
-    gather_.take_ms();  // what a validation waited for is no part of the step
-    if (gathered_) gathered_->take_wait_ms();
+    take_gather_ms();  // what a validation waited for is no part of the step
   }
-  if (round.last && sharding_.release) begin_release(round);
+  if (sharding_.release && (round.last || sharding_.goes_into_moments())) begin_release(round);
 }
 
 void ShardedOptimizer::layer_ready(int layer) {
   // Where they share the reductions' staging; there are none left once every layer was announced.
-  if (!sharding_.gathers_in_backward()) finish_gathers();
-  const Stopwatch watch;
-  const double before = released_ms();
+  if (!sharding_.gathers_weights_in_backward()) finish_gathers();
   const auto& buckets = plan_.buckets();
-  while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
-    reducer_.start(buckets[next_bucket_++], round_);
-  }
-  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
+  Round round = round_;
+  if (sharding_.goes_into_moments()) round.first = round.last = true;  // sums of their own
+  const auto start = [&] {
+    while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
+      reducer_.start(buckets[next_bucket_++], round);
+    }
+  };
+  reduce_ms_ += ms_of(start, [&] { return released_ms(); });
 }
 
 void ShardedOptimizer::reduced(const Bucket& bucket) {
@@ -114,13 +148,16 @@ void ShardedOptimizer::reduced(const Bucket& bucket) {
     release(bucket);
   } else {
     add_own(bucket, sums_);
+    // Not out of an accumulator that is decoded for one bucket at a time.
+    const bool stays = gradients_.reduced_place() != ReducedPlace::kPacked;
+    if (gradient_gather_ && stays) gradient_gather_->start(bucket);
   }
 }
 
 void ShardedOptimizer::add_own(const Bucket& bucket, GradientSums& sums) {
   std::vector<Tensor> own;
   for (const BucketSegment& segment : bucket.segments) {
-    const RowRange rows = plan_.rows(segment, communicator_.rank());
+    const RowRange rows = plan_.rows(segment, placement_.own());
     if (rows.count > 0) own.push_back(gradients_.reduced_rows(segment.tensor, rows));
   }
   backend_.exact_norm({own, sums.limbs, &sums.nonfinite_groups});
@@ -152,22 +189,20 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   if (next_bucket_ != plan_.buckets().size() || !round_.last) {
     throw Error(ExitCode::kInternal, "optimizer step before every layer was reduced");
   }
-  const Stopwatch watch;
-  const double before = released_ms();
-  reducer_.finish();
-  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
+  reduce_ms_ += ms_of([&] { reducer_.finish(); }, [&] { return released_ms(); });
   sums_.tokens = local_tokens;
   StepOutcome outcome = sharding_.release ? finish_release() : step_at_once(learning_rate);
+  if (gradient_gather_) gradient_gather_->finish();  // of a skipped step
   health_ = std::exchange(counting_, {});
   outcome.reduce_ms = reduce_ms_;
   outcome.held_ms = std::exchange(held_ms_, 0);
-  outcome.gather_ms = gather_.take_ms() + (gathered_ ? gathered_->take_wait_ms() : 0);
+  outcome.gather_ms = take_gather_ms();
   return outcome;
 }
 
-// At stage 0 every rank makes every update: one of them counts.
+// Ranks that hold the same states make the same updates: one of them counts.
 StepFactors ShardedOptimizer::factors(double learning_rate, double gradient_factor, uint64_t t) {
-  const bool counts = sharding_.divides_states() || communicator_.rank() == 0;
+  const bool counts = placement_.is_first_replica();
   return {learning_rate, gradient_factor, t, counts ? &rejected_groups_ : nullptr,
           counts ? &counting_ : nullptr};
 }
@@ -190,15 +225,13 @@ StepOutcome ShardedOptimizer::step_at_once(double learning_rate) {
   return outcome;
 }
 
-/// Of every row whose states this rank holds: its own, at stage 0 all.
+/// Of every row whose states this rank holds.
 std::vector<ShardSlice> ShardedOptimizer::slices(const Bucket& bucket) const {
-  const bool own = sharding_.divides_states();
-  const int first = own ? communicator_.rank() : 0;
-  const int end = own ? first + 1 : communicator_.world_size();
+  const ShardRange shards = placement_.states();
   std::vector<ShardSlice> slices;
   for (const BucketSegment& segment : bucket.segments) {
-    for (int r = first; r < end; ++r) {
-      const RowRange rows = plan_.rows(segment, r);
+    for (int s = shards.first; s < shards.end(); ++s) {
+      const RowRange rows = plan_.rows(segment, s);
       if (rows.count == 0) continue;
       slices.push_back(
           state_.slice(segment.tensor, rows, gradients_.reduced_rows(segment.tensor, rows)));
@@ -215,58 +248,51 @@ void ShardedOptimizer::hold(const Bucket& bucket) {
 }
 
 void ShardedOptimizer::update(const StepFactors& factors, StepOutcome* outcome) {
-  const auto apply = [&](const Bucket& bucket) {
+  if (gathered_) gathered_->invalidate();
+  // All buckets first: what a gather does not hide behind updates, the next forward hides.
+  for (const Bucket& bucket : plan_.buckets()) {
+    const Stopwatch decoding;
+    gradients_.load(bucket);
+    outcome->update_ms += decoding.milliseconds();
+    gather_gradients(bucket);
     hold(bucket);
     const Stopwatch watch;
-    if (sharding_.divides_states()) gradients_.load(bucket);
     rule_.apply(slices(bucket), factors, {});
     outcome->update_ms += watch.milliseconds();
-  };
-  if (sharding_.divides_weights()) {
-    gathered_->invalidate();
-    for (const Bucket& bucket : plan_.buckets()) apply(bucket);
-  } else if (sharding_.divides_states()) {
-    // All buckets first: what a gather does not hide behind updates, the next forward hides.
-    for (const Bucket& bucket : plan_.buckets()) apply(bucket);
-    gather_.set_after({});
-    gather_.start_all();
-  } else if (gradients_.reduced_place() == ReducedPlace::kPacked) {
-    gather_.set_after(apply);
-    for (const Bucket& bucket : plan_.buckets()) {
-      gradients_.load(bucket);
-      gather_.start(bucket);
-      gather_.finish();  // the memory is this bucket's alone
-    }
-  } else {
-    gather_.run(nothing, apply);
   }
+  if (weight_gather_) weight_gather_->start_all();
+}
+
+/// The bucket's reduced gradient is where the update reads it.
+void ShardedOptimizer::gather_gradients(const Bucket& bucket) {
+  if (!gradient_gather_) return;
+  if (gradients_.reduced_place() == ReducedPlace::kPacked) gradient_gather_->start(bucket);
+  gradient_gather_->wait_for(bucket);
 }
 
 void ShardedOptimizer::share_state() {
   finish_gathers();
-  if (sharding_.divides_weights()) {
-    gathered_->invalidate();
-    return;
-  }
-  make_weight_gather().run(nothing, nothing);
-  if (!sharding_.divides_states()) share_states();
+  if (gathered_) gathered_->invalidate();
+  if (groups_.replicas() != nullptr) share_with_replicas();
+  if (weight_gather_) weight_gather_->run();
 }
 
-// At stage 0 alone: every rank holds all rows of a state, in rank order.
-void ShardedOptimizer::share_states() {
+void ShardedOptimizer::share_with_replicas() {
+  const auto owned = placement_.owned_by_replicas();
+  gather_of_weights(*groups_.replicas(), owned, staging_).run();
   backend_.synchronize();
   const ShardLayout& layout = state_.layout();
   for (int t = 0; t < layout.tensors(); ++t) {
     for (size_t s = 0; s < state_.state_specs(t).size(); ++s) {
-      const auto all = state_.state_bytes(t, s, {0, layout.parameter(t).rows});
+      const auto held = state_.state_bytes(t, s, layout.rows_of(t, placement_.states()));
       std::vector<ByteRange> ranges;
       size_t offset = 0;
-      for (int r = 0; r < communicator_.world_size(); ++r) {
-        const size_t size = state_.state_bytes(t, s, layout.rows_of(t, r)).size();
+      for (const ShardRange& shard : owned) {
+        const size_t size = state_.state_bytes(t, s, layout.rows_of(t, shard)).size();
         ranges.push_back({offset, size});
         offset += size;
       }
-      communicator_.all_gather(all, ranges).wait("waiting for the states of other ranks");
+      groups_.replicas()->all_gather(held, ranges).wait("waiting for the states of other ranks");
     }
   }
 }
@@ -274,7 +300,7 @@ void ShardedOptimizer::share_states() {
 void ShardedOptimizer::initialize(const InitialValues& values) {
   std::vector<float> host;
   for (int t = 0; t < state_.layout().tensors(); ++t) {
-    const RowRange own = state_.layout().rows_of(t, communicator_.rank());
+    const RowRange own = state_.layout().rows_of(t, placement_.own());
     const int64_t unit = state_.layout().unit_rows(t);
     const int64_t cols = state_.layout().parameter(t).cols;
     // Whole units at a time: an embedding in fp32 would be host memory that no plan knows of.

@@ -5,17 +5,19 @@
 //                 squares; with ReduceTime::kEach once for every micro-batch, into an accumulator
 //   agree         one small integer reduction: squares, non-finite count, tokens -> clip
 //                 coefficient, the same bits everywhere
-//   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Stage 0
-//                 gathers the gradients before; stages 1 and 2 gather the new weights, which the
-//                 next forward waits for layer by layer; stage 3 leaves that to its passes
-//                 (gathered_weights.h)
+//   update  (K2)  bucket by bucket: the rule changes the rows whose states the rank holds. Where
+//                 several ranks hold the same states, at stage 0 and with groups
+//                 (shard_placement.h), they gather the reduced gradients before, while others are
+//                 reduced; stages 1 and 2 gather the new weights, which the next forward waits for
+//                 layer by layer; stage 3 leaves that to its passes (gathered_weights.h)
 //
 // A step with a non-finite gradient changes no byte of state on any rank. Every stage ends with the
 // same bits.
 //
 // With release the last two happen bucket by bucket inside backward, as soon as a bucket is
 // reduced, and no gradient outlives its bucket: then clipping is by an earlier norm or the bucket's
-// own, and a non-finite gradient skips its bucket.
+// own, and a non-finite gradient skips its bucket. With AccumulatorFormat::kMoments every round
+// does so, and the last one's updates change the weights.
 #pragma once
 
 #include <array>
@@ -34,6 +36,7 @@
 #include "optim/gradients.h"
 #include "optim/memory.h"
 #include "optim/reduction.h"
+#include "optim/shard_groups.h"
 #include "optim/sharded_state.h"
 #include "optim/update_rule.h"
 
@@ -48,7 +51,7 @@ struct ShardedOptimizerOptions {
 /// What an optimizer step did. Norms are of the mean gradient (sum over tokens / token count),
 /// before clipping.
 struct StepOutcome {
-  double gradient_norm = 0;     // inf when non-finite
+  double gradient_norm = 0;     // inf when non-finite; kMoments: root of the rounds' squares
   double clip_coefficient = 1;  // the smallest of any bucket's
   int64_t tokens = 0;           // over all ranks
   int64_t nonfinite_groups = 0;
@@ -71,8 +74,8 @@ struct GradientSums {
 class ShardedOptimizer {
  public:
   /// All referenced objects must outlive it. `gradients` and `state` share one Sharding, which must
-  /// be legal. Staging for buckets and gathered layers are allocated here.
-  ShardedOptimizer(Communicator& communicator, MemoryLedger& ledger, ShardedState& state,
+  /// be legal. Staging for buckets and gathered layers are allocated here. Collective.
+  ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
   ShardedOptimizer(const ShardedOptimizer&) = delete;
   ShardedOptimizer& operator=(const ShardedOptimizer&) = delete;
@@ -135,26 +138,31 @@ class ShardedOptimizer {
   StepFactors factors(double learning_rate, double gradient_factor, uint64_t t);
   StepOutcome step_at_once(double learning_rate);
   void update(const StepFactors& factors, StepOutcome* outcome);
+  void gather_gradients(const Bucket& bucket);
   std::vector<ShardSlice> slices(const Bucket& bucket) const;
   void hold(const Bucket& bucket);
 
   // release.cc
   void begin_release(const Round& round);
   void release(const Bucket& bucket);
+  void release_round(const Bucket& bucket, const GradientSums& all);
   void apply_released(const Bucket& bucket, const StepFactors& factors);
   StepOutcome finish_release();
-  double released_ms() const { return release_.outcome.update_ms + gather_.ms() + held_ms_; }
+  /// Milliseconds that stand in a reduction's time and are no part of it.
+  double released_ms() const;
+  double take_gather_ms();
 
-  BucketGather make_gather() const;
-  BucketGather make_weight_gather() const;
-  void share_states();
-  StagingPairs make_staging(MemoryLedger& ledger) const;
-  StagingPairs make_gather_staging(MemoryLedger& ledger) const;
+  void make_gathers(MemoryLedger& ledger);
+  BucketGather gather_of_weights(Communicator& communicator, std::vector<ShardRange> shards,
+                                 const StagingPairs& staging) const;
+  void share_with_replicas();
 
-  /// A step with release, from its last round on.
+  /// A step with release, from its last round on; with AccumulatorFormat::kMoments from its first.
   struct Release {
     double learning_rate = 0;
-    int64_t tokens = 0;  // over all ranks
+    int64_t tokens = 0;         // over all ranks
+    int64_t round_tokens = 0;   // of these in the round
+    std::vector<bool> changed;  // by bucket: its moments have a round of this step
     bool applied = false;
     StepOutcome outcome;
   };
@@ -167,11 +175,13 @@ class ShardedOptimizer {
   ShardedOptimizerOptions options_;
   Sharding sharding_;
   const BucketPlan& plan_;
+  const ShardPlacement& placement_;
+  ShardGroups& groups_;
   StagingPairs staging_;
-  StagingPairs gather_staging_;  // `staging_` itself unless gathers go on beside reductions
   BucketReducer reducer_;
-  BucketGather gather_;                      // of new weights; at stage 0 of reduced gradients
-  std::optional<GatheredWeights> gathered_;  // stage 3
+  std::optional<BucketGather> gradient_gather_;  // to the ranks that hold the same states
+  std::optional<BucketGather> weight_gather_;    // stages 1 and 2
+  std::optional<GatheredWeights> gathered_;      // stage 3
 
   Round round_;
   size_t next_bucket_ = 0;

@@ -28,15 +28,17 @@ void fill(Backend& backend, void* memory, DType dtype, uint32_t bits, int64_t co
 
 ShardedState::ShardedState(MemoryLedger& ledger, const ShardLayout& layout, const UpdateRule& rule,
                            int rank, DType weight_dtype, const Sharding& sharding)
-    : layout_(layout), rank_(rank), weight_dtype_(weight_dtype), sharding_(sharding) {
+    : layout_(layout),
+      placement_(sharding, layout.world_size(), rank),
+      weight_dtype_(weight_dtype) {
   for (int t = 0; t < layout.tensors(); ++t) {
     const ParameterSpec& parameter = layout.parameter(t);
-    const int64_t weight_rows = held(t, sharding_.divides_weights()).count;
+    const int64_t weight_rows = layout.rows_of(t, placement_.weights()).count;
     weights_.push_back(
         ledger.tensor(MemoryClass::kWeights, weight_dtype, {weight_rows, parameter.cols}));
     formats_.push_back(rule.weight_format(parameter));
     specs_.push_back(rule.states(parameter));
-    const int64_t elements = held(t, sharding_.divides_states()).count * parameter.cols;
+    const int64_t elements = layout.rows_of(t, placement_.states()).count * parameter.cols;
     std::vector<void*> states;
     for (const StateTensorSpec& spec : specs_.back()) {
       const int64_t count = spec.elements_for(elements);
@@ -49,13 +51,9 @@ ShardedState::ShardedState(MemoryLedger& ledger, const ShardLayout& layout, cons
   }
 }
 
-RowRange ShardedState::held(int tensor, bool divided) const {
-  return divided ? layout_.rows_of(tensor, rank_) : RowRange{0, layout_.parameter(tensor).rows};
-}
-
 Tensor ShardedState::weight_rows(int tensor, RowRange rows) const {
   if (rows.count == 0) return Tensor(nullptr, weight_dtype_, {0, layout_.parameter(tensor).cols});
-  const int64_t first = held(tensor, sharding_.divides_weights()).first;
+  const int64_t first = layout_.rows_of(tensor, placement_.weights()).first;
   return weight(tensor).row_range(rows.first - first, rows.count);
 }
 
@@ -64,7 +62,7 @@ void* ShardedState::state_at(int tensor, size_t state, int64_t row) const {
   const StateTensorSpec& spec = specs_[static_cast<size_t>(tensor)][state];
   auto* base = static_cast<std::byte*>(states_[static_cast<size_t>(tensor)][state]);
   if (base == nullptr) return nullptr;
-  row -= held(tensor, sharding_.divides_states()).first;
+  row -= layout_.rows_of(tensor, placement_.states()).first;
   const int64_t elements = row * layout_.parameter(tensor).cols;  // whole units: whole groups
   return base + static_cast<size_t>(elements / spec.group) * size_of(spec.dtype);
 }
@@ -92,7 +90,7 @@ ShardSlice ShardedState::slice(int tensor, RowRange rows, Tensor gradient) const
 std::vector<ShardTensorView> ShardedState::shard_views() const {
   std::vector<ShardTensorView> views;
   for (int t = 0; t < layout_.tensors(); ++t) {
-    const RowRange rows = layout_.rows_of(t, rank_);
+    const RowRange rows = layout_.rows_of(t, placement_.own());
     const Tensor own = weight_rows(t, rows);
     views.push_back({t, "weight", own.dtype, 1, rows, {own.as<std::byte>(), own.bytes()}});
     for (size_t s = 0; s < state_specs(t).size(); ++s) {

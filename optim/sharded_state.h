@@ -9,6 +9,7 @@
 
 #include "optim/memory.h"
 #include "optim/shard_layout.h"
+#include "optim/shard_placement.h"
 #include "optim/sharding.h"
 #include "optim/update_rule.h"
 
@@ -27,16 +28,15 @@ struct ShardTensorView {
 
 class ShardedState {
  public:
-  /// Weights are whole on every rank before stage 3, states at stage 0; the rest is this rank's
-  /// rows. `weight_dtype` bf16 or fp32.
+  /// Allocates what the rank holds (ShardPlacement). `weight_dtype` bf16 or fp32.
   ShardedState(MemoryLedger& ledger, const ShardLayout& layout, const UpdateRule& rule, int rank,
                DType weight_dtype, const Sharding& sharding);
 
   const ShardLayout& layout() const { return layout_; }
-  int rank() const { return rank_; }
+  const ShardPlacement& placement() const { return placement_; }
 
   DType weight_dtype() const { return weight_dtype_; }
-  /// The rows of a weight that this rank holds: all before stage 3, then its own.
+  /// The rows of a weight that this rank holds: all before stage 3.
   Tensor weight(int tensor) const { return weights_[static_cast<size_t>(tensor)]; }
   /// Some of them, by their place in the whole tensor.
   Tensor weight_rows(int tensor, RowRange rows) const;
@@ -52,18 +52,16 @@ class ShardedState {
   /// Bytes of a state at `rows` (whole units whose states this rank holds).
   std::span<std::byte> state_bytes(int tensor, size_t state, RowRange rows) const;
 
-  /// Every tensor's weight rows and states on this rank, tensor by tensor, weight first, states in
-  /// the rule's order. A tensor of which this rank owns no row has empty views.
+  /// Every tensor's weight rows and states that this rank owns, tensor by tensor, weight first,
+  /// states in the rule's order. A tensor of which it owns no row has empty views.
   std::vector<ShardTensorView> shard_views() const;
 
  private:
-  RowRange held(int tensor, bool divided) const;
   void* state_at(int tensor, size_t state, int64_t row) const;
 
   const ShardLayout& layout_;
-  int rank_;
+  ShardPlacement placement_;
   DType weight_dtype_;
-  Sharding sharding_;
   std::vector<Tensor> weights_;
   std::vector<WeightFormat> formats_;
   std::vector<std::vector<StateTensorSpec>> specs_;

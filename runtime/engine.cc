@@ -179,11 +179,13 @@ AttentionScope attention_scope(const proto::RunConfig& config) {
 
 Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64_t data_vocab_size)
     : resident_before_(metrics::read_process_memory().resident),
+      sharding_(sharding_of(config, communicator.world_size())),
+      groups_(communicator,
+              ShardPlacement(sharding_, communicator.world_size(), communicator.rank())),
       threads_(settle_threads(config, share_processors(communicator))),
       backend_(make_backend(config, threads_.threads)),
       ledger_(std::make_unique<MemoryLedger>(*backend_)),
-      model_options_(llama_options(config, data_vocab_size)),
-      sharding_(sharding_of(config, communicator.world_size())) {
+      model_options_(llama_options(config, data_vocab_size)) {
   const ActivationShape shape{config.train().micro_batch(), config.train().sequence_length(),
                               ActivationUse::kTraining, recompute(config), attention_scope(config)};
   model_ = std::make_unique<Llama>(*ledger_, model_options_, shape);
@@ -200,10 +202,10 @@ Engine::Engine(Communicator& communicator, const proto::RunConfig& config, int64
   options.clip_norm = config.optimizer().clip_norm();
   options.wire = model_options_.dtype;
   options.order = reduction_order(config.parallelism());
-  optimizer_ = std::make_unique<ShardedOptimizer>(communicator, *ledger_, *state_, *gradients_,
-                                                  *rule_, options);
+  optimizer_ =
+      std::make_unique<ShardedOptimizer>(groups_, *ledger_, *state_, *gradients_, *rule_, options);
   model_->bind(optimizer_->model_weights(), gradients_->local());
-  allocate_save_staging(config, communicator.rank());
+  allocate_save_staging(config);
   predicted_ = predict(config, communicator.rank(), shape);
 }
 
@@ -216,12 +218,12 @@ std::unique_ptr<Backend> Engine::make_backend(const proto::RunConfig& config, in
 }
 
 // Only a save in the middle of a run has anything to go on with while it is written.
-void Engine::allocate_save_staging(const proto::RunConfig& config, int rank) {
+void Engine::allocate_save_staging(const proto::RunConfig& config) {
   saves_in_background_ = config.checkpoint().async() && config.checkpoint().every() > 0;
   if (!saves_in_background_) return;
-  const auto bytes =
-      static_cast<size_t>(std::min(config.checkpoint().staging_bytes(),
-                                   owned_bytes(*layout_, *rule_, rank, model_options_.dtype)));
+  const auto bytes = static_cast<size_t>(
+      std::min(config.checkpoint().staging_bytes(),
+               owned_bytes(*layout_, *rule_, state_->placement().own(), model_options_.dtype)));
   void* memory = ledger_->allocate(MemoryClass::kStaging, bytes);
   save_staging_ = {static_cast<std::byte*>(memory), bytes};
 }

@@ -13,6 +13,7 @@
 #include "optim/gradients.h"
 #include "optim/ledger.h"
 #include "optim/memory.h"
+#include "optim/shard_groups.h"
 #include "optim/shard_layout.h"
 #include "optim/sharded_optimizer.h"
 #include "optim/sharded_state.h"
@@ -75,16 +76,17 @@ class Engine {
 
  private:
   std::unique_ptr<Backend> make_backend(const proto::RunConfig& config, int threads);
-  void allocate_save_staging(const proto::RunConfig& config, int rank);
+  void allocate_save_staging(const proto::RunConfig& config);
   MemoryTable predict(const proto::RunConfig& config, int rank, const ActivationShape& shape) const;
 
   int64_t resident_before_ = 0;
+  Sharding sharding_;
+  ShardGroups groups_;  // before anything that may fail on one rank
   ThreadPlacement threads_;
   TracedBackend* traced_backend_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<MemoryLedger> ledger_;
   LlamaOptions model_options_;
-  Sharding sharding_;
   std::unique_ptr<Llama> model_;
   std::unique_ptr<UpdateRule> rule_;
   std::unique_ptr<ShardLayout> layout_;

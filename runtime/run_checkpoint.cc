@@ -240,6 +240,7 @@ checkpoint::SaveRequest RunCheckpoint::request(const RunProgress& progress) cons
   request.run.counters = {
       {kSkippedSteps, progress.skipped_steps},
       {kPreviousNorm, std::bit_cast<int64_t>(engine_.optimizer().previous_norm())}};
+  request.shard = engine_.state().placement().own();
   request.zstd_level = config_.checkpoint().zstd_level();
   request.keep_last = config_.checkpoint().keep_last();
   request.keep_every = config_.checkpoint().keep_every();
@@ -264,15 +265,23 @@ void RunCheckpoint::save(const RunProgress& progress) {
   wait_ms_ += watch.milliseconds();
 }
 
+void RunCheckpoint::leave_with(ExitCode code, std::string_view message) {
+  if (background_) background_->leave_with(code, message);
+}
+
 void RunCheckpoint::save_in_background() {
+  // Half of what ranks wait for each other: the rank whose storage is silent is the first to say
+  // so.
+  const std::chrono::duration<double> deadline(config_.run().deadline_seconds() / 2);
   background_ = std::make_unique<checkpoint::BackgroundSave>(
       communicator_, checkpoint::BackgroundSave::Source{
-                         engine_.layout(), engine_.state().shard_views(), engine_.save_staging(),
-                         std::chrono::duration<double>(config_.run().deadline_seconds())});
+                         engine_.layout(), engine_.state().placement().own(),
+                         engine_.state().shard_views(), engine_.save_staging(), deadline});
   engine_.optimizer().set_before_update([this](const Bucket& bucket) {
     const BucketPlan& plan = engine_.optimizer().buckets();
+    const int own = engine_.state().placement().own();
     for (const BucketSegment& segment : bucket.segments) {
-      background_->wait_until_copied(segment.tensor, plan.rows(segment, communicator_.rank()));
+      background_->wait_until_copied(segment.tensor, plan.rows(segment, own));
     }
   });
 }

@@ -3,8 +3,8 @@
 #   - 50 runs killed at random moments and resumed to the bits of the undisturbed run (CI: 5)
 #   - codecs, rules and norms on NEON, under emulation (tests/neon.sh)
 #   - the invariants of V1's error correction over all mantissas (CI: a sample)
-#   - two million mutations of every fuzz corpus from a new seed (CI: 3000 from a fixed one), and ten minutes of libFuzzer with
-#     clang's sanitizers over each (CI: none)
+#   - two million mutations of every fuzz corpus from a new seed (CI: 3000 from a fixed one), and ten minutes of libFuzzer over
+#     each (tests/libfuzzer.sh)
 #   - unit tests under the thread sanitizer; clang's static analyzer
 #   - CUDA kernels for sm_80 and sm_100 (CI: sm_90)
 #   - the quick start from nothing, and format quality over three seeds (CI: neither)
@@ -26,14 +26,7 @@ for name in $(ls tests/fuzz/corpus); do
   "build/tests/fuzz_$name" --mutations 2000000 --seed "$seed" "tests/fuzz/corpus/$name"
 done
 
-# What libFuzzer adds to the corpus stays in build-libfuzzer/found; a finding lies in build-libfuzzer and ends the nightly.
-cmake --preset libfuzzer >/dev/null
-cmake --build build-libfuzzer -j "$(nproc)" --target fuzz_targets
-for name in $(ls tests/fuzz/corpus); do
-  mkdir -p "build-libfuzzer/found/$name"
-  "build-libfuzzer/tests/fuzz_$name" -max_total_time=600 -max_len=65536 -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=256 \
-    -artifact_prefix="build-libfuzzer/finding-$name-" "build-libfuzzer/found/$name" "tests/fuzz/corpus/$name"
-done
+tests/libfuzzer.sh
 
 # Open MPI is not instrumented: only tests on in-process ranks mean anything here.
 cmake --preset tsan -DFLASHSHARD_BENCHMARKS=OFF >/dev/null

@@ -3,6 +3,7 @@
 // one recognisable by its name.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct SaveRequest {
   std::string folder;  // the run's checkpoints folder, shared by all hosts; made when missing
   RunState run;        // the same on every rank; rank 0's is saved
   const ShardLayout* layout = nullptr;
+  std::optional<int> shard = {};  // of the layout, that the views are; absent: this rank's number
   /// What this rank owns: each tensor's weight rows first, then its states
   /// (ShardedState::shard_views). Host-readable.
   std::span<const ShardTensorView> views = {};

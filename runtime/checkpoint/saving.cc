@@ -42,6 +42,7 @@ std::vector<FileRecord> gather_records(std::span<const FileRecord> mine,
     auto of_rank = decode_files(std::string_view(received).substr(range.offset, range.size));
     std::ranges::move(of_rank, std::back_inserter(records));
   }
+  std::ranges::stable_sort(records, {}, &FileRecord::rank);  // ranks may own other shards
   return records;
 }
 
@@ -105,12 +106,12 @@ void Saving::write() {
     if (given_up_) throw Error(ExitCode::kInternal, "the save was given up", result_.path);
     return bytes_(entry, rows);
   };
+  const int shard = request_.shard.value_or(communicator_.rank());
   for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
-    records_.push_back(
-        write_shard_file({*request_.file_system, commit_.temporary_path(), *schema_,
-                          plan_file(*schema_, kind, communicator_.rank()), communicator_.rank(),
-                          bytes, request_.zstd_level, piece_bytes_},
-                         hasher_));
+    records_.push_back(write_shard_file(
+        {*request_.file_system, commit_.temporary_path(), *schema_,
+         plan_file(*schema_, kind, shard), shard, bytes, request_.zstd_level, piece_bytes_},
+        hasher_));
   }
 }
 

@@ -13,14 +13,14 @@ constexpr size_t kLeastPieces = 4;
 
 }  // namespace
 
-StagedRows::StagedRows(const Schema& schema, int rank, std::span<const ShardTensorView> views,
+StagedRows::StagedRows(const Schema& schema, int shard, std::span<const ShardTensorView> views,
                        std::span<std::byte> memory)
     : memory_(memory),
       piece_bytes_(std::min(kPieceBytes, memory.size() / kLeastPieces)),
       of_tensor_(static_cast<size_t>(schema.layout.tensors())) {
   const ShardBytes bytes = bytes_of_views(schema, views);
   for (const FileKind kind : {FileKind::kWeights, FileKind::kState}) {
-    for (const ShardEntry& entry : plan_file(schema, kind, rank).entries) {
+    for (const ShardEntry& entry : plan_file(schema, kind, shard).entries) {
       const int64_t piece = rows_of_piece(schema, entry, piece_bytes_);
       const int64_t last = entry.rows.first + entry.rows.count;
       for (int64_t row = entry.rows.first; row < last; row += piece) {

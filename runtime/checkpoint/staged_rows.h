@@ -17,9 +17,9 @@ namespace flashshard::checkpoint {
 
 class StagedRows {
  public:
-  /// Of the files of `rank`. Views and memory must outlive it. Throws Error(kUsage) when the memory
-  /// is smaller than a unit of a tensor.
-  StagedRows(const Schema& schema, int rank, std::span<const ShardTensorView> views,
+  /// Of the files of a shard of the layout. Views and memory must outlive it. Throws Error(kUsage)
+  /// when the memory is smaller than a unit of a tensor.
+  StagedRows(const Schema& schema, int shard, std::span<const ShardTensorView> views,
              std::span<std::byte> memory);
 
   /// About the bytes of a piece: several fit into the memory.

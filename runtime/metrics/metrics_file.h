@@ -28,7 +28,7 @@ struct StepMetrics {
   double backward_ms = 0;
   double reduce_ms = 0;                   // gradient reduction
   double update_ms = 0;                   // optimizer update
-  double gather_ms = 0;                   // weight gathering
+  double gather_ms = 0;                   // of weights, and of reduced gradients
   double exposed_comm_ms = 0;             // communication that no computation hid
   int64_t slowest_rank = 0;               // the rank the others waited for
   int64_t peak_bytes = 0;                 // most memory held so far on any rank

@@ -302,6 +302,7 @@ class CountedCommunicator : public Communicator {
     return communicator_.broadcast(buffer, root);
   }
   Pending barrier() override { return communicator_.barrier(); }
+  std::unique_ptr<Communicator> split(int color) override { return communicator_.split(color); }
   void abort(ExitCode code) noexcept override { communicator_.abort(code); }
 
  private:

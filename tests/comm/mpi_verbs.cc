@@ -113,6 +113,18 @@ TEST_F(MpiFailure, ARankThatComesLaterLearnsWhereTheOthersWaited) {
   EXPECT_THAT(caught.text, HasSubstr("broadcast(8 bytes from rank 0)"));
 }
 
+TEST_F(MpiFailure, ALateRankOfASplitIsNamedByItsNumberInTheRun) {
+  if (control->world_size() < 4) GTEST_SKIP() << "needs four ranks";
+  const auto part = comm_->split(comm_->rank() % 2);
+  part->set_deadline(200ms);
+  if (comm_->rank() == 1) {
+    const Caught caught = wait_and_catch(part->barrier(), "the late one");
+    EXPECT_THAT(caught.late_ranks, testing::ElementsAre(3));
+    EXPECT_THAT(caught.text, HasSubstr("rank 3 (" + std::string(comm_->host(3)) + ")"));
+  }
+  meet();
+}
+
 TEST_F(MpiFailure, DifferentVerbsAreSeenLongBeforeTheDeadline) {
   std::vector<int64_t> values(3);
   const auto start = std::chrono::steady_clock::now();

@@ -174,6 +174,36 @@ TEST(AbortedThreadRanks, StopWaiting) {
   });
 }
 
+TEST(LateThreadRanks, OfASplitAreNamedByTheirNumbersInTheRun) {
+  on_all_ranks(
+      4,
+      [](Communicator& comm) {
+        const auto part = comm.split(comm.rank() % 2);
+        if (comm.rank() % 2 == 0) {
+          part->barrier().wait("the ranks that are all there");
+        } else if (comm.rank() == 1) {
+          const Caught caught = wait_and_catch(part->barrier(), "the late one");
+          EXPECT_THAT(caught.late_ranks, ElementsAre(3));
+          EXPECT_THAT(caught.text, HasSubstr("rank 3 did not arrive"));
+        }
+      },
+      100ms);
+}
+
+TEST(AbortedThreadRanks, EndTheWaitsInEveryPartOfASplit) {
+  on_all_ranks(4, [](Communicator& comm) {
+    const auto part = comm.split(comm.rank() / 2);
+    if (comm.rank() == 1) {
+      part->abort(ExitCode::kBadData);
+      return;
+    }
+    if (comm.rank() == 3) return;
+    const Caught caught = wait_and_catch(part->barrier(), "a rank of the other part");
+    EXPECT_THAT(caught.late_ranks, ElementsAre(1));
+    EXPECT_THAT(caught.text, HasSubstr("rank 1 has aborted with code 3"));
+  });
+}
+
 TEST(AbandonedCall, IsNotTouchedByTheOtherRanks) {
   auto ranks = make_thread_communicators(2);
   {

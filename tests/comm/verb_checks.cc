@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 #include <string>
@@ -174,6 +176,37 @@ void every_rank_knows_every_host(Communicator& comm) {
   for (int p = 0; p < comm.world_size(); ++p) EXPECT_FALSE(comm.host(p).empty());
 }
 
+void parts_of_a_split_are_communicators_of_their_own(Communicator& comm) {
+  const int rank = comm.rank(), n = comm.world_size();
+  // All together, pairs, odd and even, each alone: (color of a rank, its rank in the part, ranks).
+  const auto pair = rank / 2;
+  const std::vector<std::array<int, 3>> expected = {{0, rank, n},
+                                                    {pair, rank % 2, std::min(n - 2 * pair, 2)},
+                                                    {rank % 2, rank / 2, (n + 1 - rank % 2) / 2},
+                                                    {rank, 0, 1}};
+  for (const auto& [color, own, members] : expected) {
+    const auto part = comm.split(color);
+    EXPECT_EQ(part->rank(), own);
+    EXPECT_EQ(part->world_size(), members);
+    EXPECT_EQ(part->host(own), comm.host(rank));
+    EXPECT_EQ(part->transport(), comm.transport());
+    Exchange of_all(comm), of_part(*part);
+    Pending all = of_all.start(comm);
+    Pending in_part = of_part.start(*part);
+    // A part has no more calls than it makes itself.
+    for (int i = 0; i <= color; ++i) all_gather_fills_every_range(*part);
+    all_reduce_sums_maximises_and_minimises(*part);
+    broadcast_reaches_all_from_every_root(*part);
+    barrier_completes_again_and_again(*part);
+    all.wait("the exchange of all");
+    in_part.wait("the exchange of a part");
+    of_all.expect_received(rank);
+    of_part.expect_received(own);
+    EXPECT_THROW((void)part->split(0), Error);
+  }
+  EXPECT_THROW((void)comm.split(-1), Error);
+}
+
 void arguments_that_cannot_be_right_are_refused(Communicator& comm) {
   std::vector<std::byte> buffer(8);
   const std::vector<ByteRange> too_many(static_cast<size_t>(comm.world_size()) + 1);
@@ -207,6 +240,7 @@ constexpr VerbCheck kVerbChecks[] = {
     {"CallsInFlightFinishInAnyOrder", calls_in_flight_finish_in_any_order},
     {"TestMakesProgressUntilComplete", test_makes_progress_until_complete},
     {"EveryRankKnowsEveryHost", every_rank_knows_every_host},
+    {"PartsOfASplitAreCommunicatorsOfTheirOwn", parts_of_a_split_are_communicators_of_their_own},
     {"ArgumentsThatCannotBeRightAreRefused", arguments_that_cannot_be_right_are_refused},
 };
 

@@ -101,7 +101,8 @@ TEST_P(Plans, RangesStandOneBehindTheOther) {
   const BucketPlan plan(layout, GetParam().bucket_bytes, 2);
   for (const Bucket& bucket : plan.buckets()) {
     size_t offset = 0;
-    const auto ranges = plan.ranges(bucket, 4);
+    const auto shards = ShardPlacement({}, GetParam().world_size, 0).owned_by_all();
+    const auto ranges = plan.ranges(bucket, shards, 4);
     for (int r = 0; r < GetParam().world_size; ++r) {
       EXPECT_EQ(ranges[static_cast<size_t>(r)].offset, offset);
       EXPECT_EQ(ranges[static_cast<size_t>(r)].size,

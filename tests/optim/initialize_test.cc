@@ -39,7 +39,8 @@ Fresh initialized_on(int world_size) {
     ShardedState state(ledger, layout, *rule, communicator.rank(), DType::kBF16, {});
     const BucketPlan plan(layout, int64_t{64} << 20, 2);
     Gradients gradients(ledger, plan, communicator.rank(), {});
-    ShardedOptimizer optimizer(communicator, ledger, state, gradients, *rule, {});
+    ShardGroups groups(communicator, gradients.placement());
+    ShardedOptimizer optimizer(groups, ledger, state, gradients, *rule, {});
     int64_t largest = 0;
     int calls = 0;
     optimizer.initialize([&](int, RowRange rows, std::span<float> out) {

@@ -139,6 +139,63 @@ INSTANTIATE_TEST_SUITE_P(
         RunShape{.world_size = 3, .bucket_bytes = 100, .sharding = {.stage = 2}},
         RunShape{.world_size = 4, .sharding = {.stage = 3}, .micro_batches = 3}));
 
+/// Hybrid sharding: every way of reducing in groups of every size, in both orders.
+std::vector<RunShape> divided_in_groups() {
+  std::vector<RunShape> shapes;
+  for (const auto& [world_size, group] :
+       std::vector<std::pair<int, int>>{{2, 1}, {4, 1}, {4, 2}, {8, 2}, {8, 4}, {6, 3}}) {
+    for (int bits = 0; bits < 32; ++bits) {
+      RunShape shape{.world_size = world_size, .bucket_bytes = 4096};
+      Sharding& sharding = shape.sharding;
+      sharding.group = group;
+      sharding.stage = 1 + (bits & 3);
+      if (sharding.stage > 3) continue;
+      sharding.reduce = bits & 4 ? ReduceTime::kEach : ReduceTime::kLast;
+      sharding.release = sharding.skips_buckets = (bits & 8) != 0;
+      if (sharding.release) sharding.clip = ClipMode::kPrevious;
+      if (sharding.has_accumulator()) shape.micro_batches = 2 * world_size + 1;
+      shape.group = bits & 16 ? group + group % 2 : 0;  // of the order: FLAT, or groups of its own
+      shape.tied = bits % 3 == 0;
+      if (refusal_of(sharding) == nullptr) shapes.push_back(shape);
+    }
+  }
+  shapes.push_back({.world_size = 4,
+                    .sharding = {.group = 2, .local_sums = true},
+                    .micro_batches = 8,
+                    .tied = true});
+  shapes.push_back(
+      {.world_size = 4, .sharding = {.stage = 2, .group = 2, .fp32_reduced_gradient = true}});
+  shapes.push_back({.world_size = 4,
+                    .state = StateFormat::kFP32,
+                    .weight = WeightFormat::kFP32,
+                    .sharding = {.stage = 3, .group = 2},
+                    .micro_batches = 3});
+  return shapes;
+}
+INSTANTIATE_TEST_SUITE_P(Groups, Trained, testing::ValuesIn(divided_in_groups()));
+
+class Replicas : public testing::TestWithParam<RunShape> {};
+
+TEST_P(Replicas, EndWithTheSameStates) {
+  const RunShape setup = GetParam();
+  const Result result = run(setup, gradient_value);
+  for (int r = 0; r < setup.world_size; ++r) {
+    const ShardPlacement placement(setup.sharding, setup.world_size, r);
+    const auto first = static_cast<size_t>(r % placement.group());
+    EXPECT_TRUE(result.held[static_cast<size_t>(r)] == result.held[first]) << r;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Stages, Replicas,
+    testing::Values(RunShape{.world_size = 3, .sharding = {.stage = 0}},
+                    RunShape{.world_size = 4, .sharding = {.stage = 1, .group = 2}},
+                    RunShape{.world_size = 8, .sharding = {.stage = 3, .group = 4}},
+                    RunShape{.world_size = 4,
+                             .sharding = {.stage = 2, .group = 2, .reduce = ReduceTime::kEach},
+                             .micro_batches = 7},
+                    RunShape{.world_size = 4, .sharding = {.stage = 3, .group = 1}}));
+
 /// Every rule in every format of state, with masters of 24 and 32 bits and none.
 std::vector<RunShape> rules_and_formats() {
   std::vector<RunShape> shapes;
@@ -232,6 +289,8 @@ INSTANTIATE_TEST_SUITE_P(
     Stages, NonFinite,
     testing::Values(Injected{std::nanf(""), {.stage = 0}}, Injected{std::nanf(""), {.stage = 2}},
                     Injected{std::nanf(""), {.stage = 3}},
+                    Injected{std::nanf(""), {.stage = 2, .group = 1}},
+                    Injected{INFINITY, {.stage = 3, .group = 1, .reduce = ReduceTime::kEach}},
                     Injected{INFINITY, {.stage = 0, .reduce = ReduceTime::kEach}},
                     Injected{INFINITY, {.stage = 1, .reduce = ReduceTime::kEach}},
                     Injected{INFINITY, {.stage = 2, .reduce = ReduceTime::kEach}},
@@ -254,8 +313,10 @@ TEST_P(Released, BucketsClippedByTheirOwnNormsEndWithTheSameBitsAtEveryStage) {
   const auto [world_size, reduce] = GetParam();
   const Result reference = run(released(world_size, reduce, 0), gradient_value);
   EXPECT_LT(reference.last.clip_coefficient, 1);
-  for (int stage : {2, 3}) {
-    const Result result = run(released(world_size, reduce, stage), gradient_value);
+  for (int stage : {2, 3, 12, 13}) {
+    RunShape shape = released(world_size, reduce, stage % 10);
+    if (stage > 10) shape.sharding.group = world_size % 2 == 0 ? world_size / 2 : 1;
+    const Result result = run(shape, gradient_value);
     EXPECT_EQ(result.last.clip_coefficient, reference.last.clip_coefficient);
     EXPECT_EQ(result.last.gradient_norm, reference.last.gradient_norm);
     EXPECT_TRUE(result.state == reference.state) << stage;
@@ -325,9 +386,10 @@ TEST_P(PackedAccumulator, EndsWithTheSameBitsAtEveryStageAndWithRelease) {
   const auto [world_size, format] = GetParam();
   const Result reference = run(accumulating(world_size, format, 1), gradient_value);
   EXPECT_LT(reference.last.clip_coefficient, 1);
-  for (int bits = 0; bits < 8; ++bits) {
+  for (int bits = 0; bits < 16; ++bits) {
     RunShape shape = accumulating(world_size, format, bits & 3);
     shape.sharding.release = shape.sharding.skips_buckets = (bits & 4) != 0;
+    if (bits & 8) shape.sharding.group = world_size == 4 ? 2 : 1;
     if (refusal_of(shape.sharding) != nullptr) continue;
     const Result result = run(shape, gradient_value);
     EXPECT_EQ(result.last.gradient_norm, reference.last.gradient_norm);
@@ -356,7 +418,7 @@ TEST_P(PackedAccumulator, KeepsANonFiniteGradientOfAnyRoundUntilTheStepIsSkipped
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PackedAccumulator,
-                         testing::Combine(testing::Values(1, 3),
+                         testing::Combine(testing::Values(1, 3, 4),
                                           testing::Values(AccumulatorFormat::kBF16,
                                                           AccumulatorFormat::kSplit)));
 
@@ -390,6 +452,54 @@ TEST(Accumulator, OfSplitBitsIsNearFp32AfterManyMicroBatchesWherePlainBf16IsNot)
   EXPECT_LT(accumulation_error(AccumulatorFormat::kFP32), 1e-6);
   EXPECT_LT(accumulation_error(AccumulatorFormat::kSplit), 2e-4);
   EXPECT_GT(accumulation_error(AccumulatorFormat::kBF16), 2e-3);
+}
+
+/// A rank's own bytes of a bucket, weights and states.
+std::string own_bytes(Rank& rank, const Bucket& bucket, int of) {
+  std::string bytes;
+  for (const BucketSegment& segment : bucket.segments) {
+    const RowRange rows = rank.optimizer().buckets().rows(segment, of);
+    const Tensor weight = rank.state().weight_rows(segment.tensor, rows);
+    bytes.append(weight.as<char>(), weight.bytes());
+    for (size_t s = 0; s < rank.state().state_specs(segment.tensor).size(); ++s) {
+      const auto state = rank.state().state_bytes(segment.tensor, s, rows);
+      bytes.append(reinterpret_cast<const char*>(state.data()), state.size());
+    }
+  }
+  return bytes;
+}
+
+TEST(ShardedOptimizer, TellsOfEachBucketOnceBeforeItsOwnRowsChange) {
+  for (const bool release : {false, true}) {
+    for (const int stage : {0, 1, 2, 3}) {
+      if (release && stage == 1) continue;
+      RunShape setup{.world_size = 2, .bucket_bytes = 4096, .sharding = {.stage = stage}};
+      setup.sharding.release = setup.sharding.skips_buckets = release;
+      setup.sharding.clips = !release;
+      run_ranks(2, [&](Communicator& communicator) {
+        Rank rank(communicator, setup);
+        const auto& buckets = rank.optimizer().buckets().buckets();
+        std::map<const Bucket*, std::string> before;
+        for (const Bucket& bucket : buckets) {
+          before[&bucket] = own_bytes(rank, bucket, communicator.rank());
+        }
+        std::map<const Bucket*, int> told;
+        rank.optimizer().set_before_update([&](const Bucket& bucket) {
+          ++told[&bucket];
+          EXPECT_TRUE(own_bytes(rank, bucket, communicator.rank()) == before[&bucket]);
+        });
+        rank.step([](int64_t, int, int64_t) { return std::nanf(""); });
+        EXPECT_TRUE(told.empty()) << "a skipped step changes nothing";
+        rank.step([](int64_t, int, int64_t) { return 1e-3f; });
+        for (const Bucket& bucket : buckets) {
+          EXPECT_EQ(told[&bucket], 1) << "stage " << stage;
+          const bool owns = !before[&bucket].empty();
+          EXPECT_EQ(own_bytes(rank, bucket, communicator.rank()) != before[&bucket], owns);
+        }
+        rank.optimizer().finish_gathers();
+      });
+    }
+  }
 }
 
 TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {

@@ -79,7 +79,8 @@ struct RunShape {
 };
 
 constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
-constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator"};
+constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator",
+                                             " into moments"};
 constexpr const char* kClipNames[] = {"global", "previous", "bucket"};
 constexpr const char* kStateNames[] = {"V2", "fp32", "V1"};
 constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
@@ -88,7 +89,7 @@ constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
 // The tests' names: bytes of padding would make them differ from run to run.
 inline void PrintTo(const RunShape& shape, std::ostream* out) {
   *out << shape.world_size << " ranks, stage " << shape.sharding.stage
-       << (shape.sharding.has_accumulator() ? " EACH" : "")
+       << (shape.sharding.reduces_each() ? " EACH" : "")
        << (shape.sharding.local_sums ? " local sums" : "")
        << (shape.sharding.fp32_reduced_gradient ? " fp32 reduced gradient" : "")
        << kAccumulatorNames[static_cast<int>(shape.sharding.accumulator)]
@@ -99,6 +100,7 @@ inline void PrintTo(const RunShape& shape, std::ostream* out) {
        << ", state " << kStateNames[static_cast<int>(shape.state)] << ", weights "
        << kWeightNames[static_cast<int>(shape.weight)] << (shape.tied ? ", tied" : "");
   if (shape.group > 0) *out << ", groups of " << shape.group;
+  if (shape.sharding.group > 0) *out << ", divided among " << shape.sharding.group;
 }
 
 inline bool is_v1(WeightFormat format) {
@@ -117,13 +119,14 @@ class Rank {
         layout_(parameters(setup.tied), units(*rule_), setup.world_size),
         state_(ledger_, layout_, *rule_, rank_, setup.model(), setup.sharding),
         plan_(layout_, setup.bucket_bytes, static_cast<int64_t>(size_of(setup.model()))),
-        gradients_(ledger_, plan_, rank_, {setup.sharding, setup.model()}) {
+        gradients_(ledger_, plan_, rank_, {setup.sharding, setup.model()}),
+        groups_(communicator, gradients_.placement()) {
     ShardedOptimizerOptions o;
     o.clip_norm = setup.sharding.clips ? setup.clip_norm : 0;
     o.wire = setup.model();
     if (setup.group > 0) o.order = {ReductionOrder::Kind::kTwoLevel, setup.group};
     optimizer_ =
-        std::make_unique<ShardedOptimizer>(communicator, ledger_, state_, gradients_, *rule_, o);
+        std::make_unique<ShardedOptimizer>(groups_, ledger_, state_, gradients_, *rule_, o);
     optimizer_->initialize([&](int tensor, RowRange rows, std::span<float> out) {
       for (size_t i = 0; i < out.size(); ++i) {
         out[i] = 0.01f * gradient_value(
@@ -138,7 +141,7 @@ class Rank {
   StepOutcome step(const Value& value, double learning_rate = 1e-2) {
     const int64_t count = setup_.all_micro_batches();
     const int64_t rounds = (count + setup_.world_size - 1) / setup_.world_size;
-    const bool each = setup_.sharding.has_accumulator();
+    const bool each = setup_.sharding.reduces_each();
     int64_t tokens = 0;
     for (int64_t k = 0; k < rounds; ++k) {
       const int64_t micro_batch = k * setup_.world_size + rank_;
@@ -146,7 +149,9 @@ class Rank {
           static_cast<int>(std::min<int64_t>(setup_.world_size, count - k * setup_.world_size));
       const bool last = k + 1 == rounds;
       if (micro_batch < count) tokens += setup_.tokens;
-      Round round{contributors, k == 0, last, learning_rate, tokens};
+      Round round{contributors, k == 0,
+                  last,         learning_rate,
+                  tokens,       static_cast<double>(contributors) / static_cast<double>(count)};
       if (!each) round.last = true;
       if (each || k == 0) optimizer_->begin_round(round);
       pass(
@@ -166,6 +171,18 @@ class Rank {
   Gradients& gradients() { return gradients_; }
   /// Whole weights of every layer as the forward and backward of the latest pass found them.
   const std::string& seen() const { return seen_; }
+  /// Every state that this rank holds, those of other owners too.
+  std::string held() const {
+    std::string all;
+    for (int t = 0; t < layout_.tensors(); ++t) {
+      const RowRange rows = layout_.rows_of(t, state_.placement().states());
+      for (size_t s = 0; s < state_.state_specs(t).size(); ++s) {
+        const auto bytes = state_.state_bytes(t, s, rows);
+        all.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      }
+    }
+    return all;
+  }
   /// A forward alone, which an evaluation would be.
   void evaluate() {
     seen_.clear();
@@ -247,6 +264,7 @@ class Rank {
   ShardedState state_;
   BucketPlan plan_;
   Gradients gradients_;
+  ShardGroups groups_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
   std::string seen_;
 };
@@ -258,6 +276,7 @@ using Bytes = std::map<std::pair<int, std::string>, std::string>;
 struct Result {
   Bytes state;
   std::vector<std::string> seen;  // by rank
+  std::vector<std::string> held;  // states, by rank
   StepOutcome last;
 };
 
@@ -275,6 +294,7 @@ Result run(const RunShape& setup, const Value& value) {
   Result result;
   std::vector<Bytes> shards(static_cast<size_t>(setup.world_size));
   result.seen.resize(shards.size());
+  result.held.resize(shards.size());
   std::mutex mutex;
   run_ranks(setup.world_size, [&](Communicator& communicator) {
     Rank rank(communicator, setup);
@@ -283,13 +303,15 @@ Result run(const RunShape& setup, const Value& value) {
       outcome = rank.step([&](int64_t m, int t, int64_t i) { return value(s, m, t, i); });
     }
     const auto r = static_cast<size_t>(communicator.rank());
+    const auto own = static_cast<size_t>(rank.state().placement().own());
     for (const auto& view : rank.state().shard_views()) {
-      shards[r][{view.tensor, view.state}] =
+      shards[own][{view.tensor, view.state}] =
           std::string(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size());
     }
     result.seen[r] = rank.seen();
     rank.evaluate();
     result.seen[r] += rank.seen();
+    result.held[r] = rank.held();
     const std::lock_guard lock(mutex);
     result.last = outcome;
   });

@@ -20,6 +20,7 @@
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
 #include "tests/runtime/checkpoint/faulty_file_system.h"
+#include "tests/runtime/checkpoint/sample_state.h"
 #include "tests/runtime/runs.h"
 
 namespace flashshard {
@@ -44,6 +45,12 @@ Settings at_stage(int stage) {
 class Saving : public Runs {
  protected:
   proto::RunConfig saving(const std::string& name, Settings settings) const {
+    // In memory: what is tested are orders and bits, not the speed of a disk's fsync.
+    const auto place = folder_ / name;
+    if (!std::filesystem::exists(place)) {
+      std::filesystem::create_directory(memory_ / name);
+      std::filesystem::create_directory_symlink(memory_ / name, place);
+    }
     settings.insert(settings.begin(), {"train.steps=8", "train.validate_every=0",
                                        "checkpoint.every=2", "checkpoint.keep_last=100"});
     return config(name, settings);
@@ -58,6 +65,8 @@ class Saving : public Runs {
     });
     return code;
   }
+
+  checkpoint::test::TemporaryFolder memory_;
 
   std::filesystem::path checkpoints(const std::string& run) const {
     return folder_ / run / "checkpoints";
@@ -122,15 +131,17 @@ class AtEveryStage : public Saving, public ::testing::WithParamInterface<Case> {
 
 TEST_P(AtEveryStage, EveryCheckpointHasTheBytesOfASaveThatIsWaitedFor) {
   const auto& [name, ranks, settings] = GetParam();
-  Settings waiting = settings, going_on = settings;
+  Settings waiting = settings;
+  waiting.insert(waiting.end(), {"train.steps=5", "checkpoint.at_end=false"});
+  Settings going_on = waiting;
   waiting.emplace_back("checkpoint.async=false");
   going_on.emplace_back(kSmallStaging);
   ASSERT_EQ(run(ranks, saving("waited", waiting)), ExitCode::kDone);
   FaultyFileSystem storage = slow_storage();
   ASSERT_EQ(run_on(storage, ranks, saving("async", going_on)), ExitCode::kDone);
-  EXPECT_EQ(shards("async").size(), static_cast<size_t>(4 * 2 * ranks));
+  EXPECT_EQ(shards("async").size(), static_cast<size_t>(2 * 2 * ranks));
   EXPECT_EQ(shards("async"), shards("waited"));
-  for (const int64_t step : {2, 4, 6, 8}) {
+  for (const int64_t step : {2, 4}) {
     const std::string folder = checkpoint::step_name(step);
     EXPECT_TRUE(checkpoint::verify(checkpoints("async") / folder).findings.empty()) << folder;
     EXPECT_EQ(checkpoint::hash(checkpoints("async") / folder),
@@ -190,7 +201,6 @@ class StoppedWhileSaving : public Saving, public ::testing::WithParamInterface<s
 
 TEST_P(StoppedWhileSaving, ARunWaitsForTheSaveThenSavesTheStepThatItStoppedAt) {
   const std::string by = GetParam();
-  std::filesystem::create_directories(folder_ / "a");
   std::atomic<bool> asked = false;
   FaultyFileSystem storage([&](const std::string& call, const std::string& path) {
     if (is_write_of_rows(call, path) && !asked.exchange(true)) {
@@ -244,7 +254,7 @@ TEST_F(Saving, AWriteThatFailsEndsAllRanksAtOneOfTheNextSteps) {
                        path.ends_with("weights-00001.safetensors");
     return fails ? ENOSPC : 0;
   });
-  const proto::RunConfig settings = saving("a", {"train.steps=40", kSmallStaging});
+  const proto::RunConfig settings = saving("a", {"train.steps=12", kSmallStaging});
   std::atomic<int> failed = 0;
   test::run_ranks(2, [&](Communicator& communicator) {
     try {
@@ -260,11 +270,11 @@ TEST_F(Saving, AWriteThatFailsEndsAllRanksAtOneOfTheNextSteps) {
   });
   EXPECT_EQ(failed, 2);
   EXPECT_EQ(status("a", 0)["exit_code"], 5);
-  EXPECT_LT(status("a", 1)["last_step"].get<int>(), 40);
+  EXPECT_LT(status("a", 1)["last_step"].get<int>(), 12);
   EXPECT_THAT(names("a"), UnorderedElementsAre("latest", "step-00000002"));
   // With space again the run goes on to the bits of one that had it all along.
   ASSERT_EQ(run(2, settings), ExitCode::kDone);
-  ASSERT_EQ(run(2, saving("b", {"train.steps=40"})), ExitCode::kDone);
+  ASSERT_EQ(run(2, saving("b", {"train.steps=12"})), ExitCode::kDone);
   EXPECT_EQ(hash("a"), hash("b"));
 }
 

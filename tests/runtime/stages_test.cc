@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "runtime/evaluate.h"
 #include "runtime/trained_model.h"
@@ -30,6 +32,10 @@ class Stages : public Runs {
                     {"train.steps=6", "train.global_batch=6", "train.micro_batch=2",
                      "train.validate_every=3", "checkpoint.every=3", "model.layers=3"});
     return config(name, settings);
+  }
+  static std::string bytes_of(const std::filesystem::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
   }
   void expect_same_metrics(const std::string& a, const std::string& b) {
     const auto left = metrics(a), right = metrics(b);
@@ -141,6 +147,62 @@ TEST_F(Stages, ThatWouldKeepWholeSumsAreRefusedOnAllRanks) {
   EXPECT_THAT(error.what(), HasSubstr("parallelism.reduce EACH"));
 }
 
+TEST_F(Stages, DividedInGroupsEndWithTheSameBitsMemoryAndCheckpoints) {
+  const std::vector<std::string> batch = {"train.global_batch=16"};  // 8 micro-batches
+  for (const auto& [world_size, group, stage] :
+       std::vector<std::array<std::string, 3>>{{"4", "2", "1"}, {"8", "4", "3"}, {"8", "2", "2"}}) {
+    const int ranks = std::stoi(world_size);
+    std::vector<std::string> plain = batch;
+    if (ranks < 8) plain.emplace_back("parallelism.reduce=EACH");
+    std::vector<std::string> grouped = plain;
+    grouped.insert(grouped.end(),
+                   {"parallelism.stage=" + stage, "parallelism.shard_group=" + group});
+    const std::string name = world_size + "-" + group;
+    SCOPED_TRACE(name);
+    const std::string reference = trained("plain" + name, ranks, plain);
+    EXPECT_EQ(trained(name, ranks, grouped), reference);
+    expect_same_metrics("plain" + name, name);
+    std::ifstream file(folder_ / name / "memory.json");
+    const auto memory = nlohmann::json::parse(file);
+    for (const auto& rank : memory["ranks"]) EXPECT_EQ(rank["tagged"], rank["predicted"]);
+    // Every row is saved once, as by a run without groups.
+    int files = 0;
+    const auto saved = folder_ / name / "checkpoints" / "step-00000006";
+    EXPECT_TRUE(checkpoint::verify(saved.string()).findings.empty());
+    for (const auto& entry : std::filesystem::directory_iterator(saved)) {
+      if (entry.path().extension() != ".safetensors") continue;  // manifests hold the settings
+      const auto same =
+          folder_ / ("plain" + name) / "checkpoints" / "step-00000006" / entry.path().filename();
+      EXPECT_TRUE(bytes_of(entry.path()) == bytes_of(same)) << entry.path();
+      ++files;
+    }
+    EXPECT_EQ(files, 2 * ranks);
+  }
+}
+
+TEST_F(Stages, DividedInGroupsResumeOthersAndAreResumed) {
+  const std::vector<std::string> plain = {"train.global_batch=10", "parallelism.reduce=EACH"};
+  std::vector<std::string> in_groups = plain;
+  in_groups.insert(in_groups.end(), {"parallelism.stage=3", "parallelism.shard_group=2"});
+  const std::string whole = trained("whole", 4, plain);
+  const auto step_3 = [&](const std::string& name) {
+    return (folder_ / name / "checkpoints" / "step-00000003").string();
+  };
+  ASSERT_EQ(run(4, short_config("to", in_groups), step_3("whole")), ExitCode::kDone);
+  EXPECT_EQ(hash("to"), whole);
+  EXPECT_EQ(trained("groups", 4, in_groups), whole);
+  ASSERT_EQ(run(4, short_config("from", plain), step_3("groups")), ExitCode::kDone);
+  EXPECT_EQ(hash("from"), whole);
+}
+
+TEST_F(Stages, DividedInGroupsThatDoNotDivideTheRanksAreRefusedOnAllRanks) {
+  const Error error =
+      failure(3, short_config("a", {"parallelism.stage=2", "parallelism.shard_group=2"}));
+  EXPECT_EQ(error.code(), ExitCode::kUsage);
+  EXPECT_THAT(error.what(), HasSubstr("parallelism.shard_group that does not divide"));
+  EXPECT_THAT(error.what(), HasSubstr("on 3 ranks"));
+}
+
 TEST_F(Stages, WithReleaseEndWithTheBitsOfThoseWithoutIt) {
   const std::vector<std::string> previous = {"optimizer.clip_mode=PREVIOUS",
                                              "optimizer.clip_norm=0.5"};
@@ -204,6 +266,38 @@ TEST_F(Stages, AccumulatingInFewerBitsEndWithTheSameBitsNearThoseOfFp32) {
   }
 }
 
+TEST_F(Stages, WithGradientsThatGoIntoTheMomentsEndWithTheSameBitsAndHoldNone) {
+  const std::vector<std::string> moments = {
+      "train.global_batch=20",    "parallelism.reduce=EACH", "parallelism.accumulator=MOMENTS",
+      "parallelism.release=true", "optimizer.state=FP32",    "optimizer.skip_scope=BUCKET",
+      "optimizer.clip_norm=0"};
+  std::string reference;
+  for (const std::string stage : {"0", "2", "3"}) {
+    std::vector<std::string> settings = moments;
+    settings.push_back("parallelism.stage=" + stage);
+    const std::string result = trained(stage, 4, settings);  // the last round has two ranks
+    if (reference.empty()) reference = result;
+    EXPECT_EQ(result, reference) << stage;
+    std::ifstream file(folder_ / stage / "memory.json");
+    const auto memory = nlohmann::json::parse(file);
+    for (const auto& rank : memory["ranks"]) {
+      EXPECT_EQ(rank["tagged"], rank["predicted"]);
+      EXPECT_EQ(rank["tagged"]["gradients"], 0);
+      EXPECT_EQ(rank["tagged"]["accumulator"], 0);
+    }
+  }
+  std::vector<std::string> grouped = moments;
+  grouped.insert(grouped.end(), {"parallelism.stage=3", "parallelism.shard_group=2"});
+  EXPECT_EQ(trained("groups", 4, grouped), reference);
+  EXPECT_LT(metrics("3").back()["loss"], metrics("3").front()["loss"]);
+  // A group's tensors in 8 bits are refused like all tensors'.
+  for (const std::string set : {"optimizer.state=COMPANDED", "optimizer.rule=LION"}) {
+    std::vector<std::string> settings = moments;
+    settings.push_back(set);
+    EXPECT_THROW(short_config("refused", settings), Error) << set;
+  }
+}
+
 class Reproducible : public Stages {
  protected:
   static std::vector<std::string> settings(int stage, std::vector<std::string> more = {}) {
@@ -220,6 +314,17 @@ TEST_F(Reproducible, RunsHaveTheSameBitsOnAnyNumberOfRanks) {
        std::vector<std::pair<int, int>>{{2, 3}, {3, 2}, {4, 0}, {8, 3}, {8, 1}}) {
     const std::string name = std::to_string(world_size) + "-" + std::to_string(stage);
     EXPECT_EQ(trained(name, world_size, settings(stage)), reference) << name;
+    expect_same_metrics("1", name);
+  }
+}
+
+TEST_F(Reproducible, RunsDividedInGroupsHaveTheSameBitsOnAnyNumberOfRanks) {
+  const std::string reference = trained("1", 1, settings(1));
+  for (const auto& [world_size, group, stage] :
+       std::vector<std::array<int, 3>>{{2, 1, 3}, {4, 2, 2}, {8, 4, 3}, {6, 2, 1}}) {
+    const std::string name = std::to_string(world_size) + "-" + std::to_string(group);
+    const std::string groups = "parallelism.shard_group=" + std::to_string(group);
+    EXPECT_EQ(trained(name, world_size, settings(stage, {groups})), reference) << name;
     expect_same_metrics("1", name);
   }
 }

@@ -38,7 +38,8 @@ class SavedRank {
       : communicator_(communicator),
         state_(communicator.rank(), communicator.world_size(), seed),
         staging_(staging),
-        save_(communicator, {state_.layout(), state_.mutable_views(), staging_, deadline}) {}
+        save_(communicator,
+              {state_.layout(), communicator.rank(), state_.mutable_views(), staging_, deadline}) {}
 
   void begin(const std::string& folder, int64_t step,
              FileSystem& file_system = posix_file_system()) {
@@ -256,6 +257,19 @@ TEST_F(BackgroundSaveDeathTest, AThreadThatNeverReturnsFromTheStorageDoesNotKeep
                               }),
               ::testing::ExitedWithCode(static_cast<int>(ExitCode::kCommunication)),
               "error: the storage has taken nothing of a checkpoint");
+}
+
+TEST_F(BackgroundSaveDeathTest, TheErrorThatEndsTheRunIsToldAndNotTheStorage) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(errors_of_ranks(1,
+                              [&](Communicator& communicator) {
+                                SavedRank rank(communicator, 20, kWhole, kLong);
+                                rank.begin(folder_, 20, gated_);
+                                rank.save().leave_with(ExitCode::kNonFinite, "gradients are bad");
+                                rank.save().leave_with(ExitCode::kInternal, "a later one");
+                              }),
+              ::testing::ExitedWithCode(static_cast<int>(ExitCode::kNonFinite)),
+              "error: gradients are bad");
 }
 
 struct FailingWrite {

@@ -46,6 +46,7 @@ class RanksOnHosts final : public Communicator {
     before_each_();
     return inner_.barrier();
   }
+  std::unique_ptr<Communicator> split(int color) override { return inner_.split(color); }
   void abort(ExitCode code) noexcept override { inner_.abort(code); }
 
  private:

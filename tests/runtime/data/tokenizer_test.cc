@@ -277,6 +277,7 @@ TEST_F(HuggingFace, GivesTheIdsOfThePackage) {
   EXPECT_EQ(tokenizer->identity().vocab_size, 8);  // ids may have gaps
   EXPECT_EQ(tokenizer->identity().end_of_document, 3);
   EXPECT_EQ(encode(*tokenizer, "let light be new"), (Ids{0, 7, 1, 2}));
+  EXPECT_EQ(encode(*tokenizer, "let <eos>be"), (Ids{0, 2})) << "text never ends a document";
   EXPECT_EQ(tokenizer->decode(Ids{0, 7}), "let light");
   EXPECT_EQ(tokenizer->files().size(), 2u);
   EXPECT_THAT(error_of([&] { encode(*tokenizer, "\xff"); }), StartsWith("3: text is not UTF-8"));

@@ -92,6 +92,30 @@ TEST_F(Exported, ModelsOfBothFamiliesComeBackWithTheirHashesAndLogits) {
   }
 }
 
+TEST_F(Exported, ModelsOfACheckpointUnderZstdAreThoseOfAPlainOne) {
+  train("plain");
+  train("zstd", {"checkpoint.zstd_level=1"});
+  EXPECT_EQ(hash_of("zstd"), hash_of("plain"));
+  EXPECT_THAT(names_in("zstd/checkpoints/step-00000003"),
+              ::testing::Contains("weights-00001.safetensors.zst"));
+  for (const DType dtype : {DType::kBF16, DType::kFP32}) {
+    const std::string suffix = dtype == DType::kBF16 ? "-bf16" : "-fp32";
+    export_to("plain", "of-plain" + suffix, dtype);
+    export_to("zstd", "of-zstd" + suffix, dtype);
+    const auto weights = [&](const std::string& name) {
+      return checkpoint::read_file(checkpoint::posix_file_system(),
+                                   path(name + suffix + "/model.safetensors"), 1 << 30);
+    };
+    EXPECT_EQ(weights("of-zstd"), weights("of-plain"));
+  }
+  // The same run goes on at another number of ranks, and saves plain files.
+  ASSERT_EQ(run(1, config("zstd", {"train.steps=4", "schedule.warmup_steps=1",
+                                   "train.validation_sequences=1"})),
+            ExitCode::kDone);
+  EXPECT_THAT(names_in("zstd/checkpoints/step-00000004"),
+              ::testing::Contains("weights-00000.safetensors"));
+}
+
 TEST_F(Exported, MastersOfEveryFormatComeBackExactly) {
   train("all32", {"optimizer.master_weight_bits=32"});
   export_to("all32", "all32-fp32", DType::kFP32);

@@ -46,17 +46,19 @@ std::vector<std::string> keys_of(const std::string& line) {
 
 TEST(MetricsLine, HasTheDocumentedKeysInOrder) {
   const std::vector<std::string> keys = {
-      "step",          "loss",          "grad_norm",         "clip_coefficient",
-      "learning_rate", "tokens",        "tokens_per_second", "step_ms",
-      "data_ms",       "forward_ms",    "backward_ms",       "reduce_ms",
-      "update_ms",     "gather_ms",     "exposed_comm_ms",   "slowest_rank",
-      "peak_bytes",    "skipped_steps", "nonfinite",         "health"};
+      "step",          "loss",         "grad_norm",         "clip_coefficient",
+      "learning_rate", "tokens",       "tokens_per_second", "step_ms",
+      "data_ms",       "forward_ms",   "backward_ms",       "reduce_ms",
+      "update_ms",     "gather_ms",    "exposed_comm_ms",   "slowest_rank",
+      "peak_bytes",    "save_wait_ms", "skipped_steps",     "nonfinite",
+      "health"};
   StepMetrics metrics = metrics_of(1);
   EXPECT_EQ(keys_of(to_json_line(metrics)), keys);
-  std::vector<std::string> with_validation = keys;
-  with_validation.push_back("validation_loss");
+  std::vector<std::string> with_more = keys;
+  with_more.insert(with_more.end(), {"save_background_ms", "validation_loss"});
+  metrics.save_background_ms = 12.5;
   metrics.validation_loss = 2.0;
-  EXPECT_EQ(keys_of(to_json_line(metrics)), with_validation);
+  EXPECT_EQ(keys_of(to_json_line(metrics)), with_more);
 }
 
 TEST(MetricsLine, KeepsEveryBitOfANumber) {
