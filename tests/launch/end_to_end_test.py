@@ -195,13 +195,13 @@ class Runs(EndToEnd):
         """Returns at some instant of a run's start, of a step, or of a save: while files are written, at the commit, after it."""
         def checkpoints(pattern):
             return set((self.folder / "run" / "checkpoints").glob(pattern))
-        before = checkpoints("step-????????")
         if moment == "start":
             time.sleep(source.random() * 0.8)
         elif moment == "step":
             self.wait_for_step(process, len(self.metrics()) + source.randrange(1, 60))
         else:
             pattern = {"save": "*.tmp-*", "commit": "*.tmp-*/manifest.pb", "after": "step-????????"}[moment]
+            before = checkpoints(pattern)  # with what an earlier kill left
             deadline = time.monotonic() + LIMIT
             while checkpoints(pattern) <= before:
                 self.assertIsNone(process.poll(), f"the run ended before: {moment}")

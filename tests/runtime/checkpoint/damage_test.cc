@@ -124,6 +124,7 @@ TEST_P(Damage, OfAnyOneBitIsFoundAndNamed) {
   size_t padding = 0;
   for (const std::string& name : files_) {
     const std::string& bytes = bytes_of_file(name);
+    const bool is_plain = name.ends_with(".safetensors");
     const auto regions = name == kManifestFile ? regions_of_manifest(bytes)
                          : is_plain            ? regions_of_shard(bytes, header_of(name))
                                                : std::vector<Region>{{"file", 0, bytes.size()}};
