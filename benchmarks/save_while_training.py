@@ -38,13 +38,14 @@ def classify(lines, every):
     """Steps with no save in flight, first steps after a save began, steps beside the writing; what was waited; begin to commit."""
     quiet, first, beside, waited, background = [], [], [], [], []
     in_flight = False
+    goes_on = any("save_background_ms" in line for line in lines)
     for line in lines[2:]:  # first touch of memory
         if (line["step"] - 1) % every == 0 and line["step"] > every:
             # What this step's update waited is in the next line.
             after = lines[line["step"]]["save_wait_ms"] if line["step"] < len(lines) else 0
             first.append(line["step_ms"])
             waited.append(line["save_wait_ms"] + after)
-            in_flight = True
+            in_flight = goes_on
         elif in_flight:
             beside.append(line["step_ms"])
         elif line["step"] % every != 0:

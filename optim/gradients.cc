@@ -22,9 +22,20 @@ MemoryClass GradientFormat::local_class() const {
   return local() == model ? MemoryClass::kGradients : MemoryClass::kAccumulator;
 }
 
+ReducedPlace GradientFormat::reduced_place(int world_size) const {
+  if (sharding.has_accumulator()) {
+    const bool fp32 = sharding.accumulator == AccumulatorFormat::kFP32;
+    return fp32 ? ReducedPlace::kMemory : ReducedPlace::kPacked;
+  }
+  if (sharding.release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
+  // One rank's sum is its gradient, which needs no more bits.
+  const bool widens = sharding.fp32_reduced_gradient && local() != DType::kFP32 && world_size > 1;
+  return sharding.divides_gradients() || widens ? ReducedPlace::kMemory : ReducedPlace::kLocal;
+}
+
 DType GradientFormat::reduced(int world_size) const {
-  if (sharding.reduced_place(world_size) == ReducedPlace::kLocal) return local();
-  return sharding.has_accumulator() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
+  if (reduced_place(world_size) == ReducedPlace::kLocal) return local();
+  return sharding.reduces_each() || sharding.fp32_reduced_gradient ? DType::kFP32 : model;
 }
 
 MemoryClass GradientFormat::reduced_class() const {
@@ -48,7 +59,7 @@ TransientGradientBytes transient_gradient_bytes(const ShardLayout& layout, DType
 int64_t reduced_bucket_bytes(const BucketPlan& plan, const ShardPlacement& placement,
                              const GradientFormat& format) {
   const int world_size = plan.layout().world_size();
-  const ReducedPlace place = format.sharding.reduced_place(world_size);
+  const ReducedPlace place = format.reduced_place(world_size);
   if (place != ReducedPlace::kBucket && place != ReducedPlace::kPacked) return 0;
   int64_t elements = 0;
   for (const Bucket& bucket : plan.buckets()) {
@@ -74,7 +85,7 @@ Gradients::Gradients(MemoryLedger& ledger, const BucketPlan& plan, int rank,
     : plan_(plan),
       placement_(format.sharding, plan.layout().world_size(), rank),
       format_(format),
-      place_(format.sharding.reduced_place(plan.layout().world_size())),
+      place_(format.reduced_place(plan.layout().world_size())),
       held_(static_cast<size_t>(plan.layout().tensors())),
       backend_(ledger.backend()) {
   allocate_local(ledger);

@@ -1,8 +1,8 @@
 // Where a rank's gradients live: what the model's backward writes, and what the reduction leaves
-// for the update. Stages 0 and 1 hold the former whole, and LAST reduces it in place. From stage 2
-// on a layer's gradients live in a slot that every layer shares until they are packed for their
-// reduction, with release at every stage; a tied table's, which the head and the embedding both add
-// to, have memory of their own.
+// for the update. Stages 0 and 1 hold the former whole, and LAST reduces it in place unless the sum
+// is wider. From stage 2 on a layer's gradients live in a slot that every layer shares until they
+// are packed for their reduction, with release at every stage; a tied table's, which the head and
+// the embedding both add to, have memory of their own.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct GradientFormat {
   /// Of what the model writes.
   DType local() const { return sharding.local_sums ? DType::kFP32 : model; }
   MemoryClass local_class() const;
+  ReducedPlace reduced_place(int world_size) const;
   /// Of what the update reads.
   DType reduced(int world_size) const;
   MemoryClass reduced_class() const;

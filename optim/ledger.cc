@@ -23,7 +23,7 @@ void add_gradients(const BucketPlan& plan, const ShardPlacement& placement,
     const auto transient = transient_gradient_bytes(layout, format.local());
     table[format.local_class()] += transient.slot + transient.tied;
   }
-  const ReducedPlace place = sharding.reduced_place(layout.world_size());
+  const ReducedPlace place = format.reduced_place(layout.world_size());
   const bool memory = place == ReducedPlace::kMemory;
   const int64_t packed = sharding.accumulator == AccumulatorFormat::kSplit ? 3 : 2;
   for (int t = 0; t < layout.tensors(); ++t) {

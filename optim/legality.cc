@@ -24,22 +24,36 @@ constexpr std::array kRefusals = {
             "every group holds the same, divided in the same way",
             "set `parallelism.shard_group` to a divisor of the number of ranks, or to 0",
             [](const Sharding& s) { return s.uneven_groups; }},
-    Refusal{"`parallelism.accumulator` BF16 or BF16_SPLIT with `parallelism.reduce` LAST",
+    Refusal{"`parallelism.accumulator` other than FP32 with `parallelism.reduce` LAST",
             "local sums are fp32: the model's backward adds to them element by element",
             "leave `parallelism.accumulator` at FP32, or set `parallelism.reduce` EACH",
             [](const Sharding& s) {
-              return s.accumulator != AccumulatorFormat::kFP32 && !s.has_accumulator();
+              return s.accumulator != AccumulatorFormat::kFP32 && !s.reduces_each();
             }},
+    Refusal{"`parallelism.accumulator` MOMENTS with `optimizer.state` other than FP32, of "
+            "`optimizer.group` too",
+            "moments of 8 bits lose the small increments: after 64 micro-batches the variance ends "
+            "at a seventh of its value",
+            "set `optimizer.state` FP32, or another `parallelism.accumulator`",
+            [](const Sharding& s) { return s.goes_into_moments() && !s.fp32_state; }},
+    Refusal{"`parallelism.accumulator` MOMENTS with an `optimizer.rule` other than ADAMW, of "
+            "`optimizer.group` too",
+            "other rules have no two moments, or a decay in the gradient",
+            "set `optimizer.rule` ADAMW, or another `parallelism.accumulator`",
+            [](const Sharding& s) { return s.goes_into_moments() && !s.adamw; }},
+    Refusal{"`parallelism.accumulator` MOMENTS without `parallelism.release`",
+            "a gradient goes into the moments as soon as it is reduced: that is release, round by "
+            "round",
+            "set `parallelism.release`",
+            [](const Sharding& s) { return s.goes_into_moments() && !s.release; }},
+    Refusal{"`parallelism.accumulator` MOMENTS with `optimizer.clip_norm` above 0",
+            "the sum of a step's gradients stands nowhere: there is no norm of it to clip by",
+            "set `optimizer.clip_norm` 0, or another `parallelism.accumulator`",
+            [](const Sharding& s) { return s.goes_into_moments() && s.clips; }},
     Refusal{"`parallelism.reduced_gradient` FP32 with `parallelism.reduce` EACH",
-            "the update reads the accumulator as it is, nothing more is rounded",
+            "the update reads sums in fp32 as they are, nothing more is rounded",
             "leave `parallelism.reduced_gradient` at BF16",
-            [](const Sharding& s) { return s.has_accumulator() && s.fp32_reduced_gradient; }},
-    Refusal{"`parallelism.reduced_gradient` FP32 at `parallelism.stage` 0 or 1",
-            "there the reduced gradient takes the place of the rank's own, in its type",
-            "use stage 2 or 3, or `parallelism.reduce` EACH, which sums in fp32",
-            [](const Sharding& s) {
-              return s.keeps_local_gradients() && !s.has_accumulator() && s.fp32_reduced_gradient;
-            }},
+            [](const Sharding& s) { return s.reduces_each() && s.fp32_reduced_gradient; }},
     Refusal{"`parallelism.release` at `parallelism.stage` 1",
             "no gradient is kept whole: that is stage 2 with release", "set `parallelism.stage` 2",
             [](const Sharding& s) { return s.release && s.stage == 1; }},
@@ -68,9 +82,9 @@ constexpr std::array kRefusals = {
     Refusal{"`parallelism.reproducible` with `parallelism.reduce` LAST",
             "local sums depend on which rank computes which micro-batches",
             "set `parallelism.reduce` EACH",
-            [](const Sharding& s) { return s.reproducible && !s.has_accumulator(); }},
-    Refusal{"`parallelism.reproducible` with `parallelism.accumulator` BF16 or BF16_SPLIT",
-            "they round once a round, and rounds depend on the number of ranks",
+            [](const Sharding& s) { return s.reproducible && !s.reduces_each(); }},
+    Refusal{"`parallelism.reproducible` with `parallelism.accumulator` other than FP32",
+            "they round or square once a round, and rounds depend on the number of ranks",
             "leave `parallelism.accumulator` at FP32",
             [](const Sharding& s) {
               return s.reproducible && s.accumulator != AccumulatorFormat::kFP32;
@@ -98,6 +112,13 @@ constexpr std::array kColumns = {
     Column{"EACH", {.reduce = ReduceTime::kEach}},
     Column{"EACH, accumulator BF16 or BF16_SPLIT",
            {.reduce = ReduceTime::kEach, .accumulator = AccumulatorFormat::kSplit}},
+    Column{"EACH, accumulator MOMENTS",
+           {.reduce = ReduceTime::kEach,
+            .accumulator = AccumulatorFormat::kMoments,
+            .fp32_state = true,
+            .release = true,
+            .clips = false,
+            .skips_buckets = true}},
     Column{"in groups", {.group = 2}},
     Column{"EACH, reproducible", {.reduce = ReduceTime::kEach, .reproducible = true}},
     Column{"release, LAST", {.release = true, .clip = ClipMode::kPrevious, .skips_buckets = true}},

@@ -22,9 +22,10 @@ struct Round {
   bool first = true;     // of the step: sums begin with it
   bool last = true;      // of the step: sums are final with it
 
-  // Read with release, in the last round: what a bucket's update needs.
+  // Read with release, in rounds that update: what a bucket's update needs.
   double learning_rate = 0;
-  int64_t tokens = 0;  // of this rank in the whole step
+  int64_t tokens = 0;  // of this rank in the step so far
+  double share = 1;    // of the step's micro-batches
 };
 
 /// The buffers of one transfer (BucketPlan::staging_bytes).

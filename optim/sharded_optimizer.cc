@@ -14,6 +14,15 @@ namespace {
 /// Elements that initialize() holds in fp32 on the host at once: 16 MiB.
 constexpr int64_t kInitializedElements = int64_t{1} << 22;
 
+/// Milliseconds of `work` but for those that `others()` counts meanwhile.
+template <class Work, class Others>
+double ms_of(const Work& work, const Others& others) {
+  const Stopwatch watch;
+  const double before = others();
+  work();
+  return watch.milliseconds() - (others() - before);
+}
+
 }  // namespace
 
 ShardedOptimizer::ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
@@ -107,6 +116,9 @@ double ShardedOptimizer::take_gather_ms() {
 }
 
 void ShardedOptimizer::begin_round(const Round& round) {
+  if (sharding_.goes_into_moments() && !round.first) {
+    reduce_ms_ += ms_of([&] { reducer_.finish(); }, [&] { return released_ms(); });
+  }
   round_ = round;
   next_bucket_ = 0;
   if (round.first) {
@@ -114,19 +126,21 @@ void ShardedOptimizer::begin_round(const Round& round) {
     sums_ = {};
     take_gather_ms();  // what a validation waited for is no part of the step
   }
-  if (round.last && sharding_.release) begin_release(round);
+  if (sharding_.release && (round.last || sharding_.goes_into_moments())) begin_release(round);
 }
 
 void ShardedOptimizer::layer_ready(int layer) {
   // Where they share the reductions' staging; there are none left once every layer was announced.
   if (!sharding_.gathers_weights_in_backward()) finish_gathers();
-  const Stopwatch watch;
-  const double before = released_ms();
   const auto& buckets = plan_.buckets();
-  while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
-    reducer_.start(buckets[next_bucket_++], round_);
-  }
-  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
+  Round round = round_;
+  if (sharding_.goes_into_moments()) round.first = round.last = true;  // sums of their own
+  const auto start = [&] {
+    while (next_bucket_ < buckets.size() && buckets[next_bucket_].layer >= layer) {
+      reducer_.start(buckets[next_bucket_++], round);
+    }
+  };
+  reduce_ms_ += ms_of(start, [&] { return released_ms(); });
 }
 
 void ShardedOptimizer::reduced(const Bucket& bucket) {
@@ -175,10 +189,7 @@ StepOutcome ShardedOptimizer::step(double learning_rate, int64_t local_tokens) {
   if (next_bucket_ != plan_.buckets().size() || !round_.last) {
     throw Error(ExitCode::kInternal, "optimizer step before every layer was reduced");
   }
-  const Stopwatch watch;
-  const double before = released_ms();
-  reducer_.finish();
-  reduce_ms_ += watch.milliseconds() - (released_ms() - before);
+  reduce_ms_ += ms_of([&] { reducer_.finish(); }, [&] { return released_ms(); });
   sums_.tokens = local_tokens;
   StepOutcome outcome = sharding_.release ? finish_release() : step_at_once(learning_rate);
   if (gradient_gather_) gradient_gather_->finish();  // of a skipped step

@@ -16,7 +16,8 @@
 //
 // With release the last two happen bucket by bucket inside backward, as soon as a bucket is
 // reduced, and no gradient outlives its bucket: then clipping is by an earlier norm or the bucket's
-// own, and a non-finite gradient skips its bucket.
+// own, and a non-finite gradient skips its bucket. With AccumulatorFormat::kMoments every round
+// does so, and the last one's updates change the weights.
 #pragma once
 
 #include <array>
@@ -50,7 +51,7 @@ struct ShardedOptimizerOptions {
 /// What an optimizer step did. Norms are of the mean gradient (sum over tokens / token count),
 /// before clipping.
 struct StepOutcome {
-  double gradient_norm = 0;     // inf when non-finite
+  double gradient_norm = 0;     // inf when non-finite; kMoments: root of the rounds' squares
   double clip_coefficient = 1;  // the smallest of any bucket's
   int64_t tokens = 0;           // over all ranks
   int64_t nonfinite_groups = 0;
@@ -144,6 +145,7 @@ class ShardedOptimizer {
   // release.cc
   void begin_release(const Round& round);
   void release(const Bucket& bucket);
+  void release_round(const Bucket& bucket, const GradientSums& all);
   void apply_released(const Bucket& bucket, const StepFactors& factors);
   StepOutcome finish_release();
   /// Milliseconds that stand in a reduction's time and are no part of it.
@@ -155,10 +157,12 @@ class ShardedOptimizer {
                                  const StagingPairs& staging) const;
   void share_with_replicas();
 
-  /// A step with release, from its last round on.
+  /// A step with release, from its last round on; with AccumulatorFormat::kMoments from its first.
   struct Release {
     double learning_rate = 0;
-    int64_t tokens = 0;  // over all ranks
+    int64_t tokens = 0;         // over all ranks
+    int64_t round_tokens = 0;   // of these in the round
+    std::vector<bool> changed;  // by bucket: its moments have a round of this step
     bool applied = false;
     StepOutcome outcome;
   };

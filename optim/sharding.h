@@ -16,6 +16,8 @@ enum class AccumulatorFormat : uint8_t {
   kFP32,
   kBF16,   // rounded to nearest once a round
   kSplit,  // bf16 and 8 bits below it: 24 bits
+  /// The moments of AdamW themselves, micro-batch by micro-batch (AdamA, arXiv 2305.19982).
+  kMoments,
 };
 
 enum class ClipMode : uint8_t {
@@ -27,7 +29,7 @@ enum class ClipMode : uint8_t {
 /// Where the update finds the reduced gradient.
 enum class ReducedPlace : uint8_t {
   kLocal,   // in the place of the rank's own gradient
-  kMemory,  // in memory of its own: this rank's rows, at stage 0 all
+  kMemory,  // in memory of its own: the rows whose states this rank holds
   kBucket,  // in memory for one bucket, which is updated at once
   kPacked,  // in an accumulator of fewer bits, decoded into memory for one bucket
 };
@@ -40,6 +42,8 @@ struct Sharding {
   ReduceTime reduce = ReduceTime::kLast;
   AccumulatorFormat accumulator = AccumulatorFormat::kFP32;
   bool fp32_reduced_gradient = false;  // the reduced sum is kept; otherwise rounded once to bf16
+  bool fp32_state = false;             // of every tensor
+  bool adamw = true;                   // every tensor's rule
   /// Several micro-batches of a rank are summed locally, in fp32, before the one reduction.
   bool local_sums = false;
   /// A bucket is updated inside backward as soon as it is reduced.
@@ -53,7 +57,11 @@ struct Sharding {
   bool divides_states() const { return stage >= 1; }
   bool divides_gradients() const { return stage >= 2; }
   bool divides_weights() const { return stage >= 3; }
-  bool has_accumulator() const { return reduce == ReduceTime::kEach; }
+  bool reduces_each() const { return reduce == ReduceTime::kEach; }
+  bool goes_into_moments() const {
+    return reduces_each() && accumulator == AccumulatorFormat::kMoments;
+  }
+  bool has_accumulator() const { return reduces_each() && !goes_into_moments(); }
   /// The model's gradients are whole and stay until the update; otherwise they live until their
   /// layer is reduced.
   bool keeps_local_gradients() const { return !divides_gradients() && !release; }
@@ -64,14 +72,6 @@ struct Sharding {
   int ranks_of_a_group(int world_size) const {
     if (!divides_states()) return 1;
     return group == 0 ? world_size : group;
-  }
-  ReducedPlace reduced_place(int world_size) const {
-    if (has_accumulator()) {
-      const bool fp32 = accumulator == AccumulatorFormat::kFP32;
-      return fp32 ? ReducedPlace::kMemory : ReducedPlace::kPacked;
-    }
-    if (release) return world_size == 1 ? ReducedPlace::kLocal : ReducedPlace::kBucket;
-    return divides_gradients() ? ReducedPlace::kMemory : ReducedPlace::kLocal;
   }
 };
 

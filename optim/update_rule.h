@@ -57,6 +57,9 @@ struct StepFactors {
   /// format's domain. May be null.
   int64_t* rejected_groups = nullptr;
   UpdateHealth* health = nullptr;  // host memory, added to; may be null
+  /// The gradient is one of several whose mean a step takes, and goes into the moments alone: the
+  /// first lets them decay, after the last the weight changes (AccumulatorFormat::kMoments).
+  bool first = true, last = true;
 };
 
 class UpdateRule {

@@ -24,7 +24,7 @@ int64_t StepShape::own() const {
 
 PassResult GradientPass::run(double learning_rate) {
   PassResult result;
-  const bool each = engine_.sharding().has_accumulator();
+  const bool each = engine_.sharding().reduces_each();
   const int64_t rounds = each ? shape_.rounds() : shape_.own();
   for (int64_t k = 0; k < rounds; ++k) {
     const data::MicroBatch* batch = k < shape_.own() ? &next_micro_batch() : nullptr;
@@ -46,14 +46,16 @@ PassResult GradientPass::run(double learning_rate) {
 }
 
 Round GradientPass::round(int64_t k) const {
-  if (!engine_.sharding().has_accumulator()) return {.contributors = shape_.world_size};
-  return {
+  if (!engine_.sharding().reduces_each()) return {.contributors = shape_.world_size};
+  Round round{
       .contributors = shape_.contributors(k), .first = k == 0, .last = k + 1 == shape_.rounds()};
+  round.share = static_cast<double>(round.contributors) / static_cast<double>(shape_.micro_batches);
+  return round;
 }
 
 /// Local sums are final with the rank's last micro-batch.
 bool GradientPass::reduces(int64_t k) const {
-  return engine_.sharding().has_accumulator() || k + 1 == shape_.own();
+  return engine_.sharding().reduces_each() || k + 1 == shape_.own();
 }
 
 void GradientPass::micro_batch(int64_t k, const data::MicroBatch& batch, PassResult& result) {

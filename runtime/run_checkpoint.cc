@@ -265,12 +265,18 @@ void RunCheckpoint::save(const RunProgress& progress) {
   wait_ms_ += watch.milliseconds();
 }
 
+void RunCheckpoint::leave_with(ExitCode code, std::string_view message) {
+  if (background_) background_->leave_with(code, message);
+}
+
 void RunCheckpoint::save_in_background() {
+  // Half of what ranks wait for each other: the rank whose storage is silent is the first to say
+  // so.
+  const std::chrono::duration<double> deadline(config_.run().deadline_seconds() / 2);
   background_ = std::make_unique<checkpoint::BackgroundSave>(
-      communicator_,
-      checkpoint::BackgroundSave::Source{
-          engine_.layout(), engine_.state().placement().own(), engine_.state().shard_views(),
-          engine_.save_staging(), std::chrono::duration<double>(config_.run().deadline_seconds())});
+      communicator_, checkpoint::BackgroundSave::Source{
+                         engine_.layout(), engine_.state().placement().own(),
+                         engine_.state().shard_views(), engine_.save_staging(), deadline});
   engine_.optimizer().set_before_update([this](const Bucket& bucket) {
     const BucketPlan& plan = engine_.optimizer().buckets();
     const int own = engine_.state().placement().own();

@@ -90,6 +90,9 @@ class RunCheckpoint {
   /// Collective: waits for a save in flight. Throws AgreedError.
   void finish();
 
+  /// This error ends the run, whatever a save in flight still does.
+  void leave_with(ExitCode code, std::string_view message);
+
   /// The last one saved; empty: none.
   const std::string& last_saved() const { return last_saved_; }
   /// Milliseconds that saving has held up this rank between its steps since the last call.

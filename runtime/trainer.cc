@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
-#include "optim/schedule.h"
 #include "optim/stopwatch.h"
 #include "runtime/agreement.h"
 #include "runtime/config/run_config.h"
+#include "runtime/config/schedule_options.h"
 #include "runtime/data/micro_batch_schedule.h"
 #include "runtime/data/prefetcher.h"
 #include "runtime/data/sequence_sampler.h"
@@ -32,90 +32,11 @@
 #include "runtime/run_folder.h"
 #include "runtime/run_reporter.h"
 #include "runtime/same_program.h"
+#include "runtime/step_report.h"
 #include "runtime/stop_signal.h"
 
 namespace flashshard {
 namespace {
-
-Schedule schedule_of(const proto::RunConfig& config) {
-  Schedule schedule;
-  switch (config.schedule().kind()) {
-    case proto::ScheduleKind::CONSTANT:
-      schedule.kind = ScheduleKind::kConstant;
-      break;
-    case proto::ScheduleKind::COSINE:
-      schedule.kind = ScheduleKind::kCosine;
-      break;
-    case proto::ScheduleKind::LINEAR:
-      schedule.kind = ScheduleKind::kLinear;
-      break;
-    case proto::ScheduleKind::WSD:
-      schedule.kind = ScheduleKind::kWsd;
-      break;
-  }
-  schedule.peak = config.optimizer().learning_rate();
-  schedule.steps = config.train().steps();
-  schedule.warmup_steps = config.schedule().warmup_steps();
-  schedule.final_fraction = config.schedule().final_fraction();
-  schedule.decay_fraction = config.schedule().decay_fraction();
-  return schedule;
-}
-
-/// What each rank tells the others once a step. Plain bytes: it is gathered as it is.
-struct RankReport {
-  double data_ms = 0;
-  double forward_ms = 0;
-  double backward_ms = 0;
-  int64_t peak_bytes = 0;
-  int64_t stop_cause = 0;
-  int64_t save = 0;             // checkpoint::BackgroundSave::Progress
-  double save_wait_ms = 0;      // since the last report
-  int64_t rejected_groups = 0;  // by the steps before this one
-  UpdateHealth health;          // of the last update before this step
-};
-
-/// A step's report of all ranks in one.
-struct StepReport {
-  double loss = 0;                                      // nats per token
-  double data_ms = 0, forward_ms = 0, backward_ms = 0;  // of the slowest rank in each
-  int64_t slowest_rank = 0;
-  int64_t peak_bytes = 0;
-  int64_t rejected_groups = 0;
-  UpdateHealth health;
-  StopCause stop = StopCause::kNone;
-  bool save_at_rest = true, save_failed = false;  // on all ranks, on some
-  double save_wait_ms = 0;
-};
-
-StepReport combine(const LossResult& loss, std::span<const RankReport> ranks) {
-  StepReport report;
-  report.loss = loss.token_count > 0 ? loss.loss_sum / static_cast<double>(loss.token_count)
-                                     : std::numeric_limits<double>::quiet_NaN();
-  double longest = -1;
-  int64_t stop = 0;
-  for (size_t r = 0; r < ranks.size(); ++r) {
-    report.data_ms = std::max(report.data_ms, ranks[r].data_ms);
-    report.forward_ms = std::max(report.forward_ms, ranks[r].forward_ms);
-    report.backward_ms = std::max(report.backward_ms, ranks[r].backward_ms);
-    report.peak_bytes = std::max(report.peak_bytes, ranks[r].peak_bytes);
-    report.rejected_groups += ranks[r].rejected_groups;
-    for (const auto& [name, counter] : kHealthCounters) {
-      report.health.*counter += ranks[r].health.*counter;
-    }
-    stop = std::max(stop, ranks[r].stop_cause);
-    const auto save = static_cast<checkpoint::BackgroundSave::Progress>(ranks[r].save);
-    report.save_at_rest &= save != checkpoint::BackgroundSave::Progress::kWorking;
-    report.save_failed |= save == checkpoint::BackgroundSave::Progress::kFailed;
-    report.save_wait_ms = std::max(report.save_wait_ms, ranks[r].save_wait_ms);
-    const double own = ranks[r].data_ms + ranks[r].forward_ms + ranks[r].backward_ms;
-    if (own > longest) {
-      longest = own;
-      report.slowest_rank = static_cast<int64_t>(r);
-    }
-  }
-  report.stop = static_cast<StopCause>(stop);
-  return report;
-}
 
 class Trainer {
  public:
@@ -136,6 +57,9 @@ class Trainer {
   void log_error(std::string_view message) { reporter_.log_error(message); }
   /// After an error that all ranks share: what they have begun together is finished together.
   void finish_transfers();
+  void leave_with(ExitCode code, std::string_view message) {
+    if (checkpoint_) checkpoint_->leave_with(code, message);
+  }
 
  private:
   void open_data();
@@ -594,11 +518,15 @@ ExitCode train(Communicator& communicator, const TrainRequest& request) {
       if (dynamic_cast<const AgreedError*>(&error) != nullptr) trainer->finish_transfers();
       last_step = trainer->last_step();
       trainer->log_error(error.what());
+      trainer->leave_with(error.code(), error.what());
     }
     failed(error.code(), error.what());
     throw;
   } catch (const std::exception& error) {
-    if (trainer) last_step = trainer->last_step();
+    if (trainer) {
+      last_step = trainer->last_step();
+      trainer->leave_with(ExitCode::kInternal, error.what());
+    }
     failed(ExitCode::kInternal, error.what());
     throw;
   }

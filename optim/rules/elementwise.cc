@@ -62,14 +62,20 @@ class ElementwiseRule final : public UpdateRule {
     }
     for (const auto& [call, tensors] : calls) {
       const auto& [rule, learning_rate_factor] = call;
-      backend_.update(
-          tensors,
-          make_update_factors(rule, options_.hyper, factors.learning_rate * learning_rate_factor,
-                              factors.gradient_factor, options_.rounding, factors.t));
+      UpdateFactors update =
+          make_update_factors(rule, options_.hyper, rate_of(factors) * learning_rate_factor,
+                              factors.gradient_factor, options_.rounding, factors.t);
+      if (!factors.first) update.beta1 = update.beta2 = 1;  // the moments have decayed
+      backend_.update(tensors, update);
     }
   }
 
  private:
+  /// A step of no length keeps every bit of a weight that is stored.
+  static double rate_of(const StepFactors& factors) {
+    return factors.last ? factors.learning_rate : 0;
+  }
+
   /// How one parameter changes and is stored.
   struct Settings {
     Rule rule;
@@ -147,7 +153,7 @@ class ElementwiseRule final : public UpdateRule {
     tensor.key = {options_.seed, static_cast<uint64_t>(slice.tensor)};
     if (settings.weight_decay.rate != 0) {
       set_decay(tensor, settings.rule, settings.weight_decay,
-                factors.learning_rate * settings.learning_rate_factor);
+                rate_of(factors) * settings.learning_rate_factor);
     }
     return tensor;
   }

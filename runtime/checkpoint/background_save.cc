@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <new>
+#include <system_error>
 #include <utility>
 
 #include "comm/blocked_signals.h"
@@ -10,6 +12,8 @@
 
 namespace flashshard::checkpoint {
 namespace {
+
+constexpr std::chrono::duration<double> kShortPatience{1};
 
 Error silent_storage(const std::string& path, std::chrono::duration<double> deadline) {
   return {ExitCode::kCommunication,
@@ -32,7 +36,8 @@ BackgroundSave::~BackgroundSave() {
   saving_->give_up();
   // A system call that does not return would keep the process from ending.
   const Error stuck = silent_storage(saving_->result().path, source_.deadline);
-  const ExitTimer timer(patience_, stuck.code(), fmt::format("error: {}", stuck.what()));
+  const Failure told = leaving_with_ ? *leaving_with_ : Failure{stuck.code(), stuck.what()};
+  const ExitTimer timer(patience_, told.code, fmt::format("error: {}", told.text));
   thread_.join();
 }
 
@@ -62,10 +67,12 @@ void BackgroundSave::begin(SaveRequest request) {
 }
 
 void BackgroundSave::start_work() {
-  at_rest_ = false;
-  const BlockedSignals blocked;
-  thread_ = std::thread([this] {
-    rows_.copy_ahead();  // before the first byte is written: storage may be slow
+  const auto work = [this] {
+    try {
+      rows_.copy_ahead();  // before the first byte is written: storage may be slow
+    } catch (const std::bad_alloc&) {
+      // Copying goes on piece by piece inside work(), which tells of it.
+    }
     saving_->work();
     rows_.end();
     {
@@ -73,15 +80,27 @@ void BackgroundSave::start_work() {
       at_rest_ = true;
     }
     changed_.notify_all();
-  });
+  };
+  at_rest_ = false;
+  const BlockedSignals blocked;
+  try {
+    thread_ = std::thread(work);
+  } catch (const std::system_error&) {
+    work();  // no more threads: this part is waited for
+  }
 }
 
 void BackgroundSave::wait_until_copied(int tensor, RowRange rows) {
   if (!rows_.wait_until_copied(tensor, rows, source_.deadline)) give_up_on_storage();
 }
 
+void BackgroundSave::leave_with(ExitCode code, std::string_view message) {
+  if (!leaving_with_) leaving_with_ = Failure{code, std::string(message)};
+  patience_ = std::min(patience_, kShortPatience);
+}
+
 void BackgroundSave::give_up_on_storage() {
-  patience_ = std::min(patience_, std::chrono::duration<double>(1));
+  patience_ = std::min(patience_, kShortPatience);
   throw silent_storage(saving_->result().path, source_.deadline);
 }
 
@@ -94,13 +113,19 @@ BackgroundSave::Progress BackgroundSave::progress() const {
 void BackgroundSave::wait_for_rest() {
   std::unique_lock lock(mutex_);
   const auto at_rest = [this] { return at_rest_; };
+  using Clock = std::chrono::steady_clock;
+  constexpr int kLooks = 8;  // a deadline; with fewer the last piece would begin another one
+  auto since = Clock::now();
   uint64_t before = pieces_asked_for_;
-  while (!changed_.wait_for(lock, source_.deadline, at_rest)) {
-    if (before == pieces_asked_for_) give_up_on_storage();
-    before = pieces_asked_for_;
+  while (!changed_.wait_for(lock, source_.deadline / kLooks, at_rest)) {
+    if (std::exchange(before, pieces_asked_for_) != pieces_asked_for_) {
+      since = Clock::now();
+    } else if (Clock::now() - since > source_.deadline) {
+      give_up_on_storage();
+    }
   }
   lock.unlock();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 std::optional<SaveResult> BackgroundSave::advance(bool some_rank_failed) {

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -54,6 +55,10 @@ class BackgroundSave {
   /// Collective: waits for the end of what is in flight.
   SaveResult finish();
 
+  /// This error ends the run: where the thread's storage does not return even now, the destructor
+  /// ends the process with it.
+  void leave_with(ExitCode code, std::string_view message);
+
  private:
   void start_work();
   void wait_for_rest();
@@ -64,6 +69,7 @@ class BackgroundSave {
   StagedRows rows_;
   std::optional<Saving> saving_;
   std::chrono::duration<double> patience_;  // with a thread that was given up
+  std::optional<Failure> leaving_with_;
 
   std::thread thread_;
   mutable std::mutex mutex_;

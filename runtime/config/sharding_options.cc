@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "optim/legality.h"
 
 namespace flashshard {
@@ -25,10 +27,27 @@ AccumulatorFormat accumulator(const proto::ParallelismSection& parallelism) {
       return AccumulatorFormat::kSplit;
     case proto::AccumulatorType::BF16:
       return AccumulatorFormat::kBF16;
+    case proto::AccumulatorType::MOMENTS:
+      return AccumulatorFormat::kMoments;
     case proto::AccumulatorType::FP32:
       break;
   }
   return AccumulatorFormat::kFP32;
+}
+
+/// Of every tensor.
+bool has_fp32_state(const proto::OptimizerSection& optimizer) {
+  return optimizer.state() == proto::OptimizerState::FP32 &&
+         std::ranges::all_of(optimizer.group(), [](const proto::ParameterGroup& group) {
+           return !group.has_state() || group.state() == proto::OptimizerState::FP32;
+         });
+}
+
+bool is_adamw(const proto::OptimizerSection& optimizer) {
+  return optimizer.rule() == proto::UpdateRuleKind::ADAMW &&
+         std::ranges::all_of(optimizer.group(), [](const proto::ParameterGroup& group) {
+           return !group.has_rule() || group.rule() == proto::UpdateRuleKind::ADAMW;
+         });
 }
 
 }  // namespace
@@ -41,6 +60,8 @@ Sharding sharding_of(const proto::RunConfig& config) {
   sharding.reduce = p.reduce() == proto::ReduceTime::EACH ? ReduceTime::kEach : ReduceTime::kLast;
   sharding.fp32_reduced_gradient = p.reduced_gradient() == proto::ReducedGradientType::FP32;
   sharding.accumulator = accumulator(p);
+  sharding.fp32_state = has_fp32_state(config.optimizer());
+  sharding.adamw = is_adamw(config.optimizer());
   sharding.release = p.release();
   sharding.clips = config.optimizer().clip_norm() > 0;
   sharding.clip = clip_mode(config.optimizer());
@@ -53,7 +74,7 @@ Sharding sharding_of(const proto::RunConfig& config) {
 Sharding sharding_of(const proto::RunConfig& config, int world_size) {
   Sharding sharding = sharding_of(config);
   const int64_t micro_batches = config.train().global_batch() / config.train().micro_batch();
-  sharding.local_sums = !sharding.has_accumulator() && micro_batches > world_size;
+  sharding.local_sums = !sharding.reduces_each() && micro_batches > world_size;
   sharding.uneven_groups = sharding.group > 0 && world_size % sharding.group != 0;
   require_legal(sharding,
                 fmt::format("{} micro-batches a step on {} ranks", micro_batches, world_size));

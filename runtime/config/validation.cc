@@ -300,10 +300,11 @@ Violation fp32_model_has_no_split_weight(const proto::RunConfig& config) {
 
 Violation fp32_model_has_fp32_accumulator(const proto::RunConfig& config) {
   const auto type = config.parallelism().accumulator();
-  if (config.model().dtype() != proto::WeightType::FP32 || type == proto::AccumulatorType::FP32) {
+  if (config.model().dtype() != proto::WeightType::FP32 || type == proto::AccumulatorType::FP32 ||
+      type == proto::AccumulatorType::MOMENTS) {
     return {};
   }
-  return fmt::format("model.dtype FP32 needs parallelism.accumulator FP32, not {}",
+  return fmt::format("model.dtype FP32 needs parallelism.accumulator FP32 or MOMENTS, not {}",
                      proto::AccumulatorType::Value_Name(type));
 }
 
@@ -371,7 +372,7 @@ constexpr std::array kRules = {
     FieldRule{"`model.dtype` FP32 needs `optimizer.master_weight_bits` 32, of `optimizer.group` "
               "too, which is then the default.",
               fp32_model_has_no_split_weight},
-    FieldRule{"`model.dtype` FP32 needs `parallelism.accumulator` FP32.",
+    FieldRule{"`model.dtype` FP32 needs `parallelism.accumulator` FP32 or MOMENTS.",
               fp32_model_has_fp32_accumulator},
     FieldRule{"`parallelism.reproducible` needs `run.threads` above 0.",
               reproducible_run_has_its_threads},

@@ -115,9 +115,52 @@ INSTANTIATE_TEST_SUITE_P(Stages, GroupedLedger,
                                          Grouped{8, 4, 3, false}, Grouped{4, 1, 3, false},
                                          Grouped{8, 2, 2, true}, Grouped{4, 2, 3, true}));
 
+TEST(LedgerTest, GivesAWiderReducedGradientMemoryOfItsOwnWhereItFindsNone) {
+  const int64_t own = 2 * elements().all(), wide = 4 * elements().all();
+  const auto gradients = [](int world_size, Sharding sharding) {
+    sharding.fp32_reduced_gradient = true;
+    RunShape setup{.world_size = world_size, .bucket_bytes = 5000, .sharding = sharding};
+    if (sharding.local_sums) setup.micro_batches = 2 * world_size;
+    const MemoryTable sum = bytes_over_ranks(setup);
+    return sum[MemoryClass::kGradients] + sum[MemoryClass::kAccumulator];
+  };
+  EXPECT_EQ(gradients(3, {.stage = 0}), 3 * (own + wide));
+  EXPECT_EQ(gradients(3, {.stage = 1}), 3 * own + wide);
+  EXPECT_EQ(gradients(4, {.stage = 1, .group = 2}), 4 * own + 2 * wide);
+  EXPECT_EQ(gradients(3, {.stage = 2}), wide);
+  // Sums of several micro-batches are fp32 already; one rank's gradient needs no more bits.
+  EXPECT_EQ(gradients(3, {.stage = 1, .local_sums = true}), 3 * wide);
+  EXPECT_EQ(gradients(1, {.stage = 0}), own);
+}
+
+RunShape into_moments(int world_size, int stage) {
+  RunShape setup{.world_size = world_size, .bucket_bytes = 5000, .state = StateFormat::kFP32};
+  setup.sharding = {.stage = stage,
+                    .reduce = ReduceTime::kEach,
+                    .accumulator = AccumulatorFormat::kMoments,
+                    .fp32_state = true,
+                    .release = true,
+                    .clips = false,
+                    .skips_buckets = true};
+  setup.micro_batches = 3 * world_size;
+  return setup;
+}
+
+TEST(LedgerTest, HasNoGradientsAndNoAccumulatorWhereTheyGoIntoTheMoments) {
+  for (int stage : {0, 2, 3}) {
+    const MemoryTable sum = bytes_over_ranks(into_moments(3, stage));
+    EXPECT_EQ(sum[MemoryClass::kGradients], 0);
+    EXPECT_EQ(sum[MemoryClass::kAccumulator], 0);
+    EXPECT_EQ(sum[MemoryClass::kMomentum], (stage == 0 ? 3 : 1) * 4 * elements().all());
+  }
+}
+
 TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
   for (const RunShape& setup :
        {RunShape{.world_size = 3, .sharding = {.stage = 2, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 3, .sharding = {.stage = 1, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 3, .sharding = {.stage = 0, .fp32_reduced_gradient = true}},
+        RunShape{.world_size = 4, .sharding = {.group = 2, .fp32_reduced_gradient = true}},
         RunShape{.world_size = 3, .sharding = {.local_sums = true}, .micro_batches = 6},
         RunShape{.world_size = 2, .sharding = {.stage = 0, .local_sums = true}, .micro_batches = 4},
         RunShape{.world_size = 3, .sharding = {.stage = 3}, .tied = true},
@@ -134,6 +177,9 @@ TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
         .sharding = {.stage = 2, .fp32_reduced_gradient = true, .release = true}},
         RunShape{.world_size = 3, .sharding = {.stage = 3, .release = true}, .tied = true},
         RunShape{.world_size = 4, .sharding = {.stage = 2, .group = 2, .release = true}},
+        into_moments(3, 2),
+        into_moments(2, 0),
+        into_moments(1, 3),
         RunShape{.world_size = 4, .sharding = {.stage = 3, .group = 2, .release = true}},
         RunShape{.world_size = 4,
         .sharding = {.stage = 2,
@@ -183,6 +229,26 @@ TEST(LedgerTest, GivesTheBytesPerParameterOfTheDocumentation) {
   EXPECT_DOUBLE_EQ(state_bytes(0, 8, true), 5.125);
   EXPECT_DOUBLE_EQ(state_bytes(2, 8, true), 2 + 3.125 / 8);
   EXPECT_DOUBLE_EQ(state_bytes(3, 8, true), 5.125 / 8);
+}
+
+TEST(LedgerTest, StagingIsWhatARankSavesUpToItsLimit) {
+  run_ranks(3, [](Communicator& communicator) {
+    Rank rank(communicator, RunShape{.world_size = 3, .sharding = {.stage = 1}});
+    LedgerInputs inputs;
+    inputs.format = rank.gradients().format();
+    const auto staging = [&](int64_t limit) {
+      inputs.staging_limit = limit;
+      const auto table = predict_memory(rank.layout(), rank.rule(), communicator.rank(), inputs);
+      return table[MemoryClass::kStaging];
+    };
+    int64_t saved = 0;
+    for (const auto& view : rank.state().shard_views()) {
+      saved += static_cast<int64_t>(view.bytes.size());
+    }
+    EXPECT_EQ(staging(0), 0);
+    EXPECT_EQ(staging(100), 100);
+    EXPECT_EQ(staging(int64_t{1} << 40), saved);
+  });
 }
 
 /// What a rule stores for a parameter of a matrix of 64 x 32, beside its bf16 weight, in bytes.

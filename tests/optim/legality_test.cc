@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 
 std::vector<Sharding> every_combination() {
   std::vector<Sharding> all;
-  for (int bits = 0; bits < 1 << 15; ++bits) {
+  for (int bits = 0; bits < 1 << 16; ++bits) {
     Sharding sharding;
     sharding.stage = bits & 3;
     sharding.reduce = bits & 4 ? ReduceTime::kEach : ReduceTime::kLast;
@@ -33,6 +33,13 @@ std::vector<Sharding> every_combination() {
     if (bits & 4096) sharding.accumulator = AccumulatorFormat::kSplit;
     if (bits & 8192) sharding.group = 2;
     sharding.uneven_groups = sharding.group > 0 && (bits & 16384) != 0;
+    if (bits & 32768) {
+      sharding.accumulator = AccumulatorFormat::kMoments;
+      sharding.group = 0;
+      sharding.uneven_groups = false;
+      sharding.fp32_state = (bits & 8192) != 0;
+      sharding.adamw = (bits & 16384) != 0;
+    }
     all.push_back(sharding);
   }
   return all;

@@ -454,6 +454,54 @@ TEST(Accumulator, OfSplitBitsIsNearFp32AfterManyMicroBatchesWherePlainBf16IsNot)
   EXPECT_GT(accumulation_error(AccumulatorFormat::kBF16), 2e-3);
 }
 
+/// A rank's own bytes of a bucket, weights and states.
+std::string own_bytes(Rank& rank, const Bucket& bucket, int of) {
+  std::string bytes;
+  for (const BucketSegment& segment : bucket.segments) {
+    const RowRange rows = rank.optimizer().buckets().rows(segment, of);
+    const Tensor weight = rank.state().weight_rows(segment.tensor, rows);
+    bytes.append(weight.as<char>(), weight.bytes());
+    for (size_t s = 0; s < rank.state().state_specs(segment.tensor).size(); ++s) {
+      const auto state = rank.state().state_bytes(segment.tensor, s, rows);
+      bytes.append(reinterpret_cast<const char*>(state.data()), state.size());
+    }
+  }
+  return bytes;
+}
+
+TEST(ShardedOptimizer, TellsOfEachBucketOnceBeforeItsOwnRowsChange) {
+  for (const bool release : {false, true}) {
+    for (const int stage : {0, 1, 2, 3}) {
+      if (release && stage == 1) continue;
+      RunShape setup{.world_size = 2, .bucket_bytes = 4096, .sharding = {.stage = stage}};
+      setup.sharding.release = setup.sharding.skips_buckets = release;
+      setup.sharding.clips = !release;
+      run_ranks(2, [&](Communicator& communicator) {
+        Rank rank(communicator, setup);
+        const auto& buckets = rank.optimizer().buckets().buckets();
+        std::map<const Bucket*, std::string> before;
+        for (const Bucket& bucket : buckets) {
+          before[&bucket] = own_bytes(rank, bucket, communicator.rank());
+        }
+        std::map<const Bucket*, int> told;
+        rank.optimizer().set_before_update([&](const Bucket& bucket) {
+          ++told[&bucket];
+          EXPECT_TRUE(own_bytes(rank, bucket, communicator.rank()) == before[&bucket]);
+        });
+        rank.step([](int64_t, int, int64_t) { return std::nanf(""); });
+        EXPECT_TRUE(told.empty()) << "a skipped step changes nothing";
+        rank.step([](int64_t, int, int64_t) { return 1e-3f; });
+        for (const Bucket& bucket : buckets) {
+          EXPECT_EQ(told[&bucket], 1) << "stage " << stage;
+          const bool owns = !before[&bucket].empty();
+          EXPECT_EQ(own_bytes(rank, bucket, communicator.rank()) != before[&bucket], owns);
+        }
+        rank.optimizer().finish_gathers();
+      });
+    }
+  }
+}
+
 TEST(ShardedOptimizer, SkipsAStepWithoutTokens) {
   run_ranks(2, [&](Communicator& communicator) {
     Rank rank(communicator, RunShape{.world_size = 2, .tokens = 0});

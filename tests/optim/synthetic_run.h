@@ -79,7 +79,8 @@ struct RunShape {
 };
 
 constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
-constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator"};
+constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator",
+                                             " into moments"};
 constexpr const char* kClipNames[] = {"global", "previous", "bucket"};
 constexpr const char* kStateNames[] = {"V2", "fp32", "V1"};
 constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
@@ -88,7 +89,7 @@ constexpr const char* kWeightNames[] = {"24 bits", "32 bits",    "bf16",
 // The tests' names: bytes of padding would make them differ from run to run.
 inline void PrintTo(const RunShape& shape, std::ostream* out) {
   *out << shape.world_size << " ranks, stage " << shape.sharding.stage
-       << (shape.sharding.has_accumulator() ? " EACH" : "")
+       << (shape.sharding.reduces_each() ? " EACH" : "")
        << (shape.sharding.local_sums ? " local sums" : "")
        << (shape.sharding.fp32_reduced_gradient ? " fp32 reduced gradient" : "")
        << kAccumulatorNames[static_cast<int>(shape.sharding.accumulator)]
@@ -140,7 +141,7 @@ class Rank {
   StepOutcome step(const Value& value, double learning_rate = 1e-2) {
     const int64_t count = setup_.all_micro_batches();
     const int64_t rounds = (count + setup_.world_size - 1) / setup_.world_size;
-    const bool each = setup_.sharding.has_accumulator();
+    const bool each = setup_.sharding.reduces_each();
     int64_t tokens = 0;
     for (int64_t k = 0; k < rounds; ++k) {
       const int64_t micro_batch = k * setup_.world_size + rank_;
@@ -148,7 +149,9 @@ class Rank {
           static_cast<int>(std::min<int64_t>(setup_.world_size, count - k * setup_.world_size));
       const bool last = k + 1 == rounds;
       if (micro_batch < count) tokens += setup_.tokens;
-      Round round{contributors, k == 0, last, learning_rate, tokens};
+      Round round{contributors, k == 0,
+                  last,         learning_rate,
+                  tokens,       static_cast<double>(contributors) / static_cast<double>(count)};
       if (!each) round.last = true;
       if (each || k == 0) optimizer_->begin_round(round);
       pass(

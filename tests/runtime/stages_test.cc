@@ -266,6 +266,38 @@ TEST_F(Stages, AccumulatingInFewerBitsEndWithTheSameBitsNearThoseOfFp32) {
   }
 }
 
+TEST_F(Stages, WithGradientsThatGoIntoTheMomentsEndWithTheSameBitsAndHoldNone) {
+  const std::vector<std::string> moments = {
+      "train.global_batch=20",    "parallelism.reduce=EACH", "parallelism.accumulator=MOMENTS",
+      "parallelism.release=true", "optimizer.state=FP32",    "optimizer.skip_scope=BUCKET",
+      "optimizer.clip_norm=0"};
+  std::string reference;
+  for (const std::string stage : {"0", "2", "3"}) {
+    std::vector<std::string> settings = moments;
+    settings.push_back("parallelism.stage=" + stage);
+    const std::string result = trained(stage, 4, settings);  // the last round has two ranks
+    if (reference.empty()) reference = result;
+    EXPECT_EQ(result, reference) << stage;
+    std::ifstream file(folder_ / stage / "memory.json");
+    const auto memory = nlohmann::json::parse(file);
+    for (const auto& rank : memory["ranks"]) {
+      EXPECT_EQ(rank["tagged"], rank["predicted"]);
+      EXPECT_EQ(rank["tagged"]["gradients"], 0);
+      EXPECT_EQ(rank["tagged"]["accumulator"], 0);
+    }
+  }
+  std::vector<std::string> grouped = moments;
+  grouped.insert(grouped.end(), {"parallelism.stage=3", "parallelism.shard_group=2"});
+  EXPECT_EQ(trained("groups", 4, grouped), reference);
+  EXPECT_LT(metrics("3").back()["loss"], metrics("3").front()["loss"]);
+  // A group's tensors in 8 bits are refused like all tensors'.
+  for (const std::string set : {"optimizer.state=COMPANDED", "optimizer.rule=LION"}) {
+    std::vector<std::string> settings = moments;
+    settings.push_back(set);
+    EXPECT_THROW(short_config("refused", settings), Error) << set;
+  }
+}
+
 class Reproducible : public Stages {
  protected:
   static std::vector<std::string> settings(int stage, std::vector<std::string> more = {}) {

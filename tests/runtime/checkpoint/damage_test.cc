@@ -27,12 +27,21 @@ using ::testing::SizeIs;
 
 const std::string kStep = "/step-00000020";
 
-class Damage : public ::testing::Test {
+/// Of plain files, and under zstd.
+class Damage : public ::testing::TestWithParam<int> {
  protected:
   Damage() {
     const auto save_rank = [&](Communicator& communicator) {
-      HostFileSystem file_system(storage_, 0, communicator.rank());
-      save_sample("/", 20, communicator, 20, file_system);
+      const int rank = communicator.rank();
+      HostFileSystem file_system(storage_, 0, rank);
+      const SampleState state(rank, 2, 20);
+      save({.folder = "/",
+            .run = sample_run(20),
+            .layout = &state.layout(),
+            .views = state.views(),
+            .zstd_level = GetParam(),
+            .file_system = &file_system},
+           communicator);
     };
     EXPECT_THAT(errors_of_ranks(2, save_rank), Each(""));
     EXPECT_THAT(findings(), IsEmpty());
@@ -110,15 +119,15 @@ std::vector<size_t> bits_of(const Region& region) {
   return bits;
 }
 
-TEST_F(Damage, OfAnyOneBitIsFoundAndNamed) {
+TEST_P(Damage, OfAnyOneBitIsFoundAndNamed) {
   size_t flips = 0;
   size_t padding = 0;
   for (const std::string& name : files_) {
     const std::string& bytes = bytes_of_file(name);
+    const bool is_plain = name.ends_with(".safetensors");
     const auto regions = name == kManifestFile ? regions_of_manifest(bytes)
-                         : name == kManifestJsonFile
-                             ? std::vector<Region>{{"text", 0, bytes.size()}}
-                             : regions_of_shard(bytes, header_of(name));
+                         : is_plain            ? regions_of_shard(bytes, header_of(name))
+                                               : std::vector<Region>{{"file", 0, bytes.size()}};
     EXPECT_EQ(regions.back().end, bytes.size());
     for (const Region& region : regions) {
       if (region.name == "padding") padding += region.end - region.begin;
@@ -135,11 +144,11 @@ TEST_F(Damage, OfAnyOneBitIsFoundAndNamed) {
       }
     }
   }
-  EXPECT_GT(padding, 0u);
+  EXPECT_EQ(padding > 0, GetParam() == 0);
   fmt::print("{} flipped bits\n", flips);
 }
 
-TEST_F(Damage, OfTheEndOfAFileIsFoundAndNamed) {
+TEST_P(Damage, OfTheEndOfAFileIsFoundAndNamed) {
   for (const std::string& name : files_) {
     const std::string& bytes = bytes_of_file(name);
     const auto is_named = AllOf(Not(IsEmpty()), Each(Field(&Finding::file, name)));
@@ -154,7 +163,7 @@ TEST_F(Damage, OfTheEndOfAFileIsFoundAndNamed) {
   }
 }
 
-TEST_F(Damage, OfAMissingFileIsFoundAndNamed) {
+TEST_P(Damage, OfAMissingFileIsFoundAndNamed) {
   for (const std::string& name : files_) {
     SimulatedStorage storage(storage_);
     HostFileSystem file_system(storage);
@@ -164,7 +173,7 @@ TEST_F(Damage, OfAMissingFileIsFoundAndNamed) {
   }
 }
 
-TEST_F(Damage, OfForeignFilesIsFoundAndNamed) {
+TEST_P(Damage, OfForeignFilesIsFoundAndNamed) {
   const std::vector<std::string> foreign = {"notes.txt", ".hidden", "weights-00002.safetensors",
                                             "manifest.pb.old"};
   for (const std::string& name : foreign) write_file(file_system_, kStep + "/" + name, "x");
@@ -176,14 +185,19 @@ TEST_F(Damage, OfForeignFilesIsFoundAndNamed) {
   EXPECT_THAT(findings(), Contains(Field(&Finding::file, "folder")));
 }
 
-TEST_F(Damage, OfFilesInEachOthersPlaceIsFoundAndNamed) {
+TEST_P(Damage, OfFilesInEachOthersPlaceIsFoundAndNamed) {
+  const std::string suffix = GetParam() > 0 ? ".zst" : "";
   for (const std::string& kind : {std::string("weights"), std::string("state")}) {
-    const std::string first = kind + "-00000.safetensors";
-    const std::string second = kind + "-00001.safetensors";
+    const std::string first = fmt::format("{}-00000.safetensors{}", kind, suffix);
+    const std::string second = fmt::format("{}-00001.safetensors{}", kind, suffix);
     EXPECT_THAT(findings_with(first, bytes_of_file(second)),
                 AllOf(Not(IsEmpty()), Each(Field(&Finding::file, first))));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Files, Damage, ::testing::Values(0, 3), [](const auto& level) {
+  return std::string(level.param > 0 ? "UnderZstd" : "Plain");
+});
 
 }  // namespace
 }  // namespace flashshard::checkpoint

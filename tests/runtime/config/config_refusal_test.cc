@@ -269,7 +269,7 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"model.dtype=FP32", "optimizer.state=FP32", "parallelism.reduce=EACH",
       "parallelism.accumulator=BF16"},
      "model.dtype FP32",
-     "parallelism.accumulator FP32, not BF16"},
+     "parallelism.accumulator FP32 or MOMENTS, not BF16"},
     {{"parallelism.reproducible=true", "parallelism.reduce=EACH"},
      "parallelism.reproducible",
      "run.threads above 0"},
@@ -363,12 +363,21 @@ TEST(FieldRuleTest, EachIsBrokenBySomeCaseAbove) {
 }
 
 TEST(FieldRuleTest, RefusesShardingsThatTheTableOfRefusalsNames) {
-  EXPECT_THAT(refused_override({"parallelism.reduced_gradient=FP32"}),
-              AllOf(StartsWith("parallelism.reduced_gradient FP32 at parallelism.stage 0 or 1 is "
-                               "refused: "),
-                    HasSubstr("(a.textproto)"), HasSubstr("use stage 2 or 3")));
-  EXPECT_EQ(refused_override({"parallelism.reduced_gradient=FP32", "parallelism.stage=2"}),
-            "accepted");
+  EXPECT_THAT(refused_override({"parallelism.shard_group=2", "parallelism.stage=0"}),
+              AllOf(StartsWith("parallelism.shard_group at parallelism.stage 0 is refused: "),
+                    HasSubstr("(a.textproto)"), HasSubstr("set stage 1, 2 or 3")));
+  EXPECT_EQ(refused_override({"parallelism.shard_group=2", "parallelism.stage=2"}), "accepted");
+  const std::vector<std::string> moments = {
+      "parallelism.reduce=EACH", "parallelism.accumulator=MOMENTS", "parallelism.release=true",
+      "parallelism.stage=2",     "optimizer.skip_scope=BUCKET",     "optimizer.clip_norm=0",
+      "optimizer.state=FP32"};
+  EXPECT_EQ(refused_override(moments), "accepted");
+  for (const std::string change : {"optimizer.state=COMPANDED", "optimizer.rule=LION",
+                                   "parallelism.reduce=LAST", "optimizer.clip_norm=1"}) {
+    std::vector<std::string> changed = moments;
+    changed.push_back(change);
+    EXPECT_NE(refused_override(changed), "accepted") << change;
+  }
 }
 
 TEST(FieldRuleTest, AllowsTheLimitItself) {
