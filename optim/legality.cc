@@ -41,6 +41,10 @@ constexpr std::array kRefusals = {
             "other rules have no two moments, or a decay in the gradient",
             "set `optimizer.rule` ADAMW, or another `parallelism.accumulator`",
             [](const Sharding& s) { return s.goes_into_moments() && !s.adamw; }},
+    Refusal{"`parallelism.accumulator` MOMENTS with `optimizer.state_format` FLASHOPTIM_V1",
+            "every round encodes the weights again, which changes some of their corrections",
+            "leave `optimizer.state_format` at V2, or set another `parallelism.accumulator`",
+            [](const Sharding& s) { return s.goes_into_moments() && s.v1_weights; }},
     Refusal{"`parallelism.accumulator` MOMENTS without `parallelism.release`",
             "a gradient goes into the moments as soon as it is reduced: that is release, round by "
             "round",

@@ -45,8 +45,8 @@ struct ReductionFormat {
 
 class BucketReducer {
  public:
-  /// `reduced(bucket)` is called when this rank's rows of a bucket hold the step's whole sum. All
-  /// referenced objects must outlive it.
+  /// `reduced(bucket)` is called when this rank's rows of a bucket hold the step's whole sum (with
+  /// kMoments the round's). All referenced objects must outlive it.
   BucketReducer(Communicator& communicator, Backend& backend, Gradients& gradients,
                 const ReductionFormat& format, const StagingPairs& staging,
                 std::function<void(const Bucket&)> reduced);

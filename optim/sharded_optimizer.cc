@@ -1,11 +1,9 @@
 #include "optim/sharded_optimizer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
-#include "kernels/numerics/exact_sum.h"
 #include "optim/stopwatch.h"
 
 namespace flashshard {

@@ -55,7 +55,7 @@ struct StepOutcome {
   double clip_coefficient = 1;  // the smallest of any bucket's
   int64_t tokens = 0;           // over all ranks
   int64_t nonfinite_groups = 0;
-  int64_t skipped_buckets = 0;  // with release
+  int64_t skipped_buckets = 0;  // with release; kMoments: of every round
   bool applied = false;         // false: skipped, no state byte changed
   double reduce_ms = 0, update_ms = 0, gather_ms = 0;
   double held_ms = 0;  // what updates waited for before they began (set_before_update)

@@ -44,6 +44,7 @@ struct Sharding {
   bool fp32_reduced_gradient = false;  // the reduced sum is kept; otherwise rounded once to bf16
   bool fp32_state = false;             // of every tensor
   bool adamw = true;                   // every tensor's rule
+  bool v1_weights = false;             // FLASHOPTIM_V1's: encoding one again may change its bits
   /// Several micro-batches of a rank are summed locally, in fp32, before the one reduction.
   bool local_sums = false;
   /// A bucket is updated inside backward as soon as it is reduced.

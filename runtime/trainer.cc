@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -370,8 +370,10 @@ void Trainer::save_trace(TracedBackend& traced) {
 void Trainer::count_skip(const StepOutcome& outcome) {
   if (outcome.applied) {
     if (outcome.skipped_buckets > 0) {
-      reporter_.warning(fmt::format("step {} left out {} bucket{} whose gradients were not finite",
-                                    progress_.step, outcome.skipped_buckets,
+      // With accumulator MOMENTS a bucket may be left out in one round and not in another.
+      reporter_.warning(fmt::format("step {} left out the gradient{} of {} bucket{}: not finite",
+                                    progress_.step, outcome.skipped_buckets == 1 ? "" : "s",
+                                    outcome.skipped_buckets,
                                     outcome.skipped_buckets == 1 ? "" : "s"));
     }
     consecutive_skips_ = 0;

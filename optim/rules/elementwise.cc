@@ -71,7 +71,7 @@ class ElementwiseRule final : public UpdateRule {
   }
 
  private:
-  /// A step of no length keeps every bit of a weight that is stored.
+  /// A step of no length keeps the value of every weight that is stored.
   static double rate_of(const StepFactors& factors) {
     return factors.last ? factors.learning_rate : 0;
   }

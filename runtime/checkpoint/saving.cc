@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <iterator>
+#include <span>
 #include <utility>
 
 #include "runtime/checkpoint/folder.h"

@@ -8,10 +8,8 @@
 //   commit   rank 0 checks the files, publishes the folder, deletes old checkpoints
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <vector>
 

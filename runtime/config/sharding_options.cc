@@ -62,6 +62,9 @@ Sharding sharding_of(const proto::RunConfig& config) {
   sharding.accumulator = accumulator(p);
   sharding.fp32_state = has_fp32_state(config.optimizer());
   sharding.adamw = is_adamw(config.optimizer());
+  sharding.v1_weights =
+      config.model().dtype() != proto::WeightType::FP32 &&
+      config.optimizer().state_format() == proto::StateFormatVersion::FLASHOPTIM_V1;
   sharding.release = p.release();
   sharding.clips = config.optimizer().clip_norm() > 0;
   sharding.clip = clip_mode(config.optimizer());

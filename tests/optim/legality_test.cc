@@ -17,7 +17,7 @@ using ::testing::HasSubstr;
 
 std::vector<Sharding> every_combination() {
   std::vector<Sharding> all;
-  for (int bits = 0; bits < 1 << 16; ++bits) {
+  for (int bits = 0; bits < 1 << 17; ++bits) {
     Sharding sharding;
     sharding.stage = bits & 3;
     sharding.reduce = bits & 4 ? ReduceTime::kEach : ReduceTime::kLast;
@@ -39,6 +39,7 @@ std::vector<Sharding> every_combination() {
       sharding.uneven_groups = false;
       sharding.fp32_state = (bits & 8192) != 0;
       sharding.adamw = (bits & 16384) != 0;
+      sharding.v1_weights = (bits & 65536) != 0;
     }
     all.push_back(sharding);
   }

@@ -156,6 +156,21 @@ std::vector<Case> cases() {
       cases.push_back({fmt::format("Stage{}On{}", stage, ranks), ranks, at_stage(stage)});
     }
   }
+  for (const int stage : {1, 2, 3}) {
+    Settings groups = at_stage(stage);
+    groups.emplace_back("parallelism.shard_group=2");
+    cases.push_back({fmt::format("Groups{}", stage), 4, groups});
+  }
+  cases.push_back(
+      {"ReleaseInGroups",
+       4,
+       {"parallelism.stage=3", "parallelism.reduce=EACH", "parallelism.release=true",
+        "optimizer.clip_mode=BUCKET", "optimizer.skip_scope=BUCKET", "parallelism.shard_group=2"}});
+  cases.push_back({"Moments",
+                   2,
+                   {"parallelism.stage=2", "parallelism.reduce=EACH", "parallelism.release=true",
+                    "parallelism.accumulator=MOMENTS", "optimizer.state=FP32",
+                    "optimizer.clip_norm=0", "optimizer.skip_scope=BUCKET"}});
   for (const int stage : {0, 2, 3}) {
     cases.push_back({fmt::format("Release{}", stage),
                      2,
@@ -187,8 +202,9 @@ TEST_F(Saving, SkippedStepsDisturbNoSave) {
     Settings settings = {"optimizer.max_consecutive_skips=100"};
     settings.insert(settings.end(), more.begin(), more.end());
     FaultyFileSystem storage = slow_storage();
+    const proto::RunConfig config = saving(name, settings);
     test::run_ranks(2, [&](Communicator& communicator) {
-      EXPECT_EQ(train(communicator, {saving(name, settings), poisoned, &storage}), ExitCode::kDone);
+      EXPECT_EQ(train(communicator, {config, poisoned, &storage}), ExitCode::kDone);
     });
   };
   continued("waited", {"checkpoint.async=false"});
@@ -240,10 +256,11 @@ TEST_F(Saving, TheStepOfAnEarlierBranchIsSavedAgainAndKeptAsItWas) {
   ASSERT_EQ(run(2, saving("a", {})), ExitCode::kDone);
   const auto before = shards("a");
   FaultyFileSystem storage = slow_storage();
+  const proto::RunConfig config = saving("a", {});
   test::run_ranks(2, [&](Communicator& communicator) {
-    EXPECT_EQ(train(communicator,
-                    {saving("a", {}), (checkpoints("a") / "step-00000004").string(), &storage}),
-              ExitCode::kDone);
+    EXPECT_EQ(
+        train(communicator, {config, (checkpoints("a") / "step-00000004").string(), &storage}),
+        ExitCode::kDone);
   });
   EXPECT_EQ(shards("a"), before);
 }
@@ -281,10 +298,11 @@ TEST_F(Saving, AWriteThatFailsEndsAllRanksAtOneOfTheNextSteps) {
 TEST_F(Saving, ASaveInFlightIsFinishedWhenTheRunFailsForAnotherReason) {
   const std::string poisoned = save_poisoned();
   FaultyFileSystem storage = slow_storage();
+  const proto::RunConfig config =
+      saving("a", {"optimizer.max_consecutive_skips=2", "checkpoint.every=1"});
   test::run_ranks(2, [&](Communicator& communicator) {
     try {
-      train(communicator, {saving("a", {"optimizer.max_consecutive_skips=2", "checkpoint.every=1"}),
-                           poisoned, &storage});
+      train(communicator, {config, poisoned, &storage});
       ADD_FAILURE() << "the run did not fail";
     } catch (const AgreedError& error) {
       EXPECT_EQ(error.code(), ExitCode::kNonFinite);

@@ -372,8 +372,9 @@ TEST(FieldRuleTest, RefusesShardingsThatTheTableOfRefusalsNames) {
       "parallelism.stage=2",     "optimizer.skip_scope=BUCKET",     "optimizer.clip_norm=0",
       "optimizer.state=FP32"};
   EXPECT_EQ(refused_override(moments), "accepted");
-  for (const std::string change : {"optimizer.state=COMPANDED", "optimizer.rule=LION",
-                                   "parallelism.reduce=LAST", "optimizer.clip_norm=1"}) {
+  for (const std::string change :
+       {"optimizer.state=COMPANDED", "optimizer.rule=LION", "optimizer.state_format=FLASHOPTIM_V1",
+        "parallelism.reduce=LAST", "optimizer.clip_norm=1"}) {
     std::vector<std::string> changed = moments;
     changed.push_back(change);
     EXPECT_NE(refused_override(changed), "accepted") << change;
