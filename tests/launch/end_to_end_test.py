@@ -254,12 +254,13 @@ class Runs(EndToEnd):
         self.call(self.train("run", *same, "parallelism.stage=2"), ranks=2)
         self.assertEqual(self.hash(), self.hash("whole"))
 
-    def test_stages_and_release_end_with_the_same_hash(self):
-        same = ["train.global_batch=6", "optimizer.clip_mode=PREVIOUS"]
-        self.call(self.train("1", *same), ranks=3)
-        for name, settings in (("0", []), ("3", []),
-                               ("2", ["parallelism.release=true", "optimizer.skip_scope=BUCKET"])):
-            self.call(self.train(name, *same, "parallelism.stage=" + name, *settings), ranks=3)
+    def test_stages_release_and_groups_end_with_the_same_hash(self):
+        same = ["train.global_batch=8", "optimizer.clip_mode=PREVIOUS"]
+        self.call(self.train("1", *same), ranks=4)
+        release = ["parallelism.release=true", "optimizer.skip_scope=BUCKET"]
+        for name, stage, settings in (("whole", 0, []), ("3", 3, []), ("release", 2, release),
+                                      ("groups", 3, ["parallelism.shard_group=2"])):
+            self.call(self.train(name, *same, f"parallelism.stage={stage}", *settings), ranks=4)
             self.assertEqual(self.hash(name), self.hash("1"), name)
 
     def test_a_full_disk_ends_with_code_5_and_the_last_checkpoint_whole(self):
