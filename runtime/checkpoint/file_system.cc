@@ -83,8 +83,7 @@ InputFile::InputFile(FileSystem& file_system, std::string path)
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : ByteSource(),
-      file_system_(other.file_system_),
+    : file_system_(other.file_system_),
       path_(std::move(other.path_)),
       file_(std::exchange(other.file_, -1)),
       size_(other.size_) {}
