@@ -209,7 +209,7 @@ std::vector<int32_t> TokenizerProcess::receive_tokens(size_t text_bytes) {
   }
   const std::string bytes = receive_text(count * sizeof(int32_t));
   std::vector<int32_t> tokens(count);
-  std::memcpy(tokens.data(), bytes.data(), bytes.size());
+  if (count > 0) std::memcpy(tokens.data(), bytes.data(), bytes.size());
   for (const int32_t token : tokens) {
     if (token < 0 || token >= identity_.vocab_size) {
       fail(fmt::format("it gave the id {}, its vocabulary has {}", token, identity_.vocab_size));
