@@ -240,7 +240,7 @@ TEST(PowerLossAfterAKill, AtAnyTwoOperationsBreaksNoPromise) {
   const Recording undisturbed = RecordedRun(kOneRank).begin().save(10).save(20).recording();
   size_t states = 0;
   size_t kills = 0;
-  for (size_t killed = 0; killed <= undisturbed.log.size(); ++killed, ++kills) {
+  for (size_t killed = 0; killed <= undisturbed.log.size(); killed += kSampleDivisor, ++kills) {
     const Replay result = replay(killed_after(undisturbed, killed), kNone, {16, 2, killed});
     ASSERT_FALSE(result.broken) << "killed after " << killed << ": " << result.broken->what;
     states += result.states;
