@@ -72,8 +72,8 @@ class Communicator {
 
   /// The ranks that give the same `color`, 0 or more, in the order of their ranks, as a
   /// communicator with calls of its own, which no other rank takes part in. Its errors name ranks
-  /// by their numbers in the whole run. Collective; this one's deadline holds for it and in it. Not
-  /// of a split's own communicator. Throws CommunicationError.
+  /// by their numbers in the whole run. Collective; this one's deadline holds for it and in it, and
+  /// this one must outlive it. Not of a split's own communicator. Throws CommunicationError.
   [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color) = 0;
 
   /// Tells the peers that this rank will not go on, and ends what they wait for where the transport

@@ -76,7 +76,7 @@ class MpiCommunicator : public Communicator {
  public:
   MpiCommunicator(std::shared_ptr<MpiEnvironment> environment, const MpiOptions& options);
   /// `members` of `whole`, on `comm`, a duplicate of its MPI communicator.
-  MpiCommunicator(const MpiCommunicator& whole, std::span<const int> members, MPI_Comm comm);
+  MpiCommunicator(MpiCommunicator& whole, std::span<const int> members, MPI_Comm comm);
   ~MpiCommunicator() override;
 
   int rank() const override { return rank_; }
@@ -98,9 +98,9 @@ class MpiCommunicator : public Communicator {
   void throw_if_failed(std::string_view what, const CallInFlight& call) const;
   /// Throws when another rank calls the roll, or is in another verb at this call's number.
   void listen(const MpiOperation& operation, std::string_view what, double waited_seconds);
-  /// A deadline has passed here or elsewhere: finds out who is late.
-  [[noreturn]] void call_roll(const MpiOperation& operation, std::string_view what,
-                              double waited_seconds);
+  /// A deadline has passed here or elsewhere: finds out who is late. `awaited`: by rank here.
+  [[noreturn]] void call_roll(const CallInFlight& call, std::span<const int> awaited,
+                              std::string_view what, double waited_seconds);
   /// An error was met here: tells the others, so that they need not wait for their deadlines.
   [[noreturn]] void fail(const CallInFlight& call, std::string_view what, const std::string& error,
                          const std::string& hint, std::vector<int> late_ranks);
@@ -117,6 +117,7 @@ class MpiCommunicator : public Communicator {
   void exchange_hosts();
   /// Of `comm_`: all its ranks call it.
   MPI_Comm duplicate();
+  bool roll_is_called() const;
   /// Own attendance to all others and theirs to here, until all is done or the grace time has
   /// passed.
   std::vector<std::optional<Attendance>> exchange_attendance(const Attendance& own);
@@ -139,9 +140,9 @@ class MpiCommunicator : public Communicator {
   int world_size_ = 1;
   int tag_window_ = kLargestTagWindow;
   uint64_t next_call_ = 0;
-  std::vector<int> numbers_;        // by rank: in MPI_COMM_WORLD and its duplicates
-  bool is_part_ = false;            // of a split
-  std::vector<std::string> hosts_;  // by rank
+  std::vector<int> numbers_;          // by rank: in MPI_COMM_WORLD and its duplicates
+  MpiCommunicator* whole_ = nullptr;  // of which this is a part, after a split
+  std::vector<std::string> hosts_;    // by rank
   std::optional<Failure> failure_;
 };
 
@@ -179,7 +180,9 @@ void MpiOperation::wait(std::string_view what) {
     if (advance(what)) return;
     if (messages_.in_flight() != before) backoff.reset();
     const double waited = seconds_since(start);
-    if (waited > call_.deadline.count()) owner_.call_roll(*this, what, waited);
+    if (waited > call_.deadline.count()) {
+      owner_.call_roll(call_, messages_.awaited(), what, waited);
+    }
     if (backoff.pause() && ++sleeps % kSleepsBetweenListening == 0) {
       owner_.listen(*this, what, waited);
     }
@@ -213,7 +216,7 @@ MpiCommunicator::MpiCommunicator(std::shared_ptr<MpiEnvironment> environment,
   comm_ = duplicate();
 }
 
-MpiCommunicator::MpiCommunicator(const MpiCommunicator& whole, std::span<const int> members,
+MpiCommunicator::MpiCommunicator(MpiCommunicator& whole, std::span<const int> members,
                                  MPI_Comm comm)
     : environment_(whole.environment_),
       options_(whole.options_),
@@ -223,7 +226,7 @@ MpiCommunicator::MpiCommunicator(const MpiCommunicator& whole, std::span<const i
       world_size_(static_cast<int>(members.size())),
       tag_window_(whole.tag_window_),
       numbers_(members.begin(), members.end()),
-      is_part_(true) {
+      whole_(&whole) {
   for (const int member : members) hosts_.push_back(whole.hosts_[static_cast<size_t>(member)]);
 }
 
@@ -374,7 +377,7 @@ Pending MpiCommunicator::barrier() {
 // MPI_Comm_split has no form that a deadline can end. A duplicate of the whole keeps the messages
 // of all groups of a split apart from others, and groups have no rank in common.
 std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
-  check_split(is_part_, color);
+  check_split(whole_ != nullptr, color);
   const std::vector<int> members = ranks_of_color(*this, color);
   return std::make_unique<MpiCommunicator>(*this, members, duplicate());
 }
@@ -422,16 +425,14 @@ void MpiCommunicator::fail(const CallInFlight& call, std::string_view what,
   throw_failure(what, call);
 }
 
-void MpiCommunicator::call_roll(const MpiOperation& operation, std::string_view what,
-                                double waited_seconds) {
+void MpiCommunicator::call_roll(const CallInFlight& call, std::span<const int> awaited,
+                                std::string_view what, double waited_seconds) {
   environment_->mark_failed();
-  const CallInFlight& call = operation.call();
   failure_ = Failure{"a deadline has passed", "", {}};
   Attendance own{
       .call = call.number, .signature = call.signature, .waited_seconds = waited_seconds};
   own.set_reason(what);
   const auto answers = exchange_attendance(own);
-  const std::vector<int> awaited = operation.messages().awaited();
   Diagnosis diagnosis = diagnose({.rank = rank_,
                                   .own = own,
                                   .answers = answers,
@@ -470,13 +471,26 @@ std::vector<std::optional<Attendance>> MpiCommunicator::exchange_attendance(cons
   return answers;
 }
 
+bool MpiCommunicator::roll_is_called() const {
+  int found = 0;
+  check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, roll_call_tag(), comm_, &found, MPI_STATUS_IGNORE),
+            "MPI_Iprobe");
+  return found != 0;
+}
+
 void MpiCommunicator::listen(const MpiOperation& operation, std::string_view what,
                              double waited_seconds) {
   const CallInFlight& call = operation.call();
+  const auto awaited = [&] { return operation.messages().awaited(); };
+  if (roll_is_called()) call_roll(call, awaited(), what, waited_seconds);
+  if (whole_ != nullptr && whole_->roll_is_called()) {
+    // Others wait in the whole for a rank that is late here: a rank that kept silent would be named
+    // beside it.
+    whole_->call_roll({whole_->next_call_, call.signature, call.deadline},
+                      numbers_of(awaited(), numbers_), what, waited_seconds);
+  }
   int found = 0;
   MPI_Status status;
-  check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, roll_call_tag(), comm_, &found, &status), "MPI_Iprobe");
-  if (found != 0) call_roll(operation, what, waited_seconds);
   for (int code = 0; code < kSignatureCodes; ++code) {
     if (code == code_of(call.signature)) continue;
     const int tag = tag_of(call.number, code);

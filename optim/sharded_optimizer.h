@@ -74,7 +74,7 @@ struct GradientSums {
 class ShardedOptimizer {
  public:
   /// All referenced objects must outlive it. `gradients` and `state` share one Sharding, which must
-  /// be legal. Staging for buckets and gathered layers are allocated here. Collective.
+  /// be legal. Staging for buckets and gathered layers are allocated here.
   ShardedOptimizer(ShardGroups& groups, MemoryLedger& ledger, ShardedState& state,
                    Gradients& gradients, UpdateRule& rule, const ShardedOptimizerOptions& options);
   ShardedOptimizer(const ShardedOptimizer&) = delete;

@@ -125,6 +125,22 @@ TEST_F(MpiFailure, ALateRankOfASplitIsNamedByItsNumberInTheRun) {
   meet();
 }
 
+TEST_F(MpiFailure, ARankThatWaitsInAPartIsNotLateForTheWhole) {
+  if (control->world_size() < 4) GTEST_SKIP() << "needs four ranks";
+  const auto part = comm_->split(comm_->rank() / 2);
+  Caught caught;
+  if (comm_->rank() < 2) {
+    comm_->set_deadline(500ms);
+    caught = wait_and_catch(comm_->barrier(), "all");
+  } else if (comm_->rank() == 2) {
+    caught = wait_and_catch(part->barrier(), "the part");  // its own deadline is 10 s
+  }
+  if (comm_->rank() != 3) {
+    EXPECT_THAT(caught.late_ranks, testing::ElementsAre(3)) << caught.text;
+  }
+  meet();
+}
+
 TEST_F(MpiFailure, DifferentVerbsAreSeenLongBeforeTheDeadline) {
   std::vector<int64_t> values(3);
   const auto start = std::chrono::steady_clock::now();

@@ -15,22 +15,6 @@ namespace {
 
 using namespace test;
 
-RunShape into_moments(int world_size, int stage, int64_t rounds) {
-  RunShape shape{.world_size = world_size,
-                 .bucket_bytes = 3000,
-                 .state = StateFormat::kFP32,
-                 .weight = WeightFormat::kSplit32};
-  shape.sharding = {.stage = stage,
-                    .reduce = ReduceTime::kEach,
-                    .accumulator = AccumulatorFormat::kMoments,
-                    .fp32_state = true,
-                    .release = true,
-                    .clips = false,
-                    .skips_buckets = true};
-  shape.micro_batches = rounds * world_size;
-  return shape;
-}
-
 TEST(IntoMoments, OneRoundIsAdamW) {
   for (int world_size : {1, 3}) {
     const RunShape one = into_moments(world_size, 2, 1);

@@ -133,22 +133,9 @@ TEST(LedgerTest, GivesAWiderReducedGradientMemoryOfItsOwnWhereItFindsNone) {
   EXPECT_EQ(gradients(1, {.stage = 0}), own);
 }
 
-RunShape into_moments(int world_size, int stage) {
-  RunShape setup{.world_size = world_size, .bucket_bytes = 5000, .state = StateFormat::kFP32};
-  setup.sharding = {.stage = stage,
-                    .reduce = ReduceTime::kEach,
-                    .accumulator = AccumulatorFormat::kMoments,
-                    .fp32_state = true,
-                    .release = true,
-                    .clips = false,
-                    .skips_buckets = true};
-  setup.micro_batches = 3 * world_size;
-  return setup;
-}
-
 TEST(LedgerTest, HasNoGradientsAndNoAccumulatorWhereTheyGoIntoTheMoments) {
   for (int stage : {0, 2, 3}) {
-    const MemoryTable sum = bytes_over_ranks(into_moments(3, stage));
+    const MemoryTable sum = bytes_over_ranks(into_moments(3, stage, 3));
     EXPECT_EQ(sum[MemoryClass::kGradients], 0);
     EXPECT_EQ(sum[MemoryClass::kAccumulator], 0);
     EXPECT_EQ(sum[MemoryClass::kMomentum], (stage == 0 ? 3 : 1) * 4 * elements().all());
@@ -177,9 +164,9 @@ TEST(LedgerTest, PredictsOtherFormsOfGradientsAndTiedTables) {
         .sharding = {.stage = 2, .fp32_reduced_gradient = true, .release = true}},
         RunShape{.world_size = 3, .sharding = {.stage = 3, .release = true}, .tied = true},
         RunShape{.world_size = 4, .sharding = {.stage = 2, .group = 2, .release = true}},
-        into_moments(3, 2),
-        into_moments(2, 0),
-        into_moments(1, 3),
+        into_moments(3, 2, 3),
+        into_moments(2, 0, 3),
+        into_moments(1, 3, 3),
         RunShape{.world_size = 4, .sharding = {.stage = 3, .group = 2, .release = true}},
         RunShape{.world_size = 4,
         .sharding = {.stage = 2,

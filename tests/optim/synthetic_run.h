@@ -78,6 +78,23 @@ struct RunShape {
   int64_t all_micro_batches() const { return micro_batches == 0 ? world_size : micro_batches; }
 };
 
+/// AdamA: gradients go into fp32 moments, `rounds` micro-batches a rank.
+inline RunShape into_moments(int world_size, int stage, int64_t rounds) {
+  RunShape shape{.world_size = world_size,
+                 .bucket_bytes = 3000,
+                 .state = StateFormat::kFP32,
+                 .weight = WeightFormat::kSplit32};
+  shape.sharding = {.stage = stage,
+                    .reduce = ReduceTime::kEach,
+                    .accumulator = AccumulatorFormat::kMoments,
+                    .fp32_state = true,
+                    .release = true,
+                    .clips = false,
+                    .skips_buckets = true};
+  shape.micro_batches = rounds * world_size;
+  return shape;
+}
+
 constexpr const char* kRuleNames[] = {"AdamW", "Adam", "Lion", "SGD", "SGDW"};
 constexpr const char* kAccumulatorNames[] = {"", " bf16 accumulator", " split accumulator",
                                              " into moments"};
