@@ -41,9 +41,9 @@ uint32_t magnitude(const void* values, int64_t bytes, int64_t i) {
   return word(values, bytes, i) & (bytes == 4 ? 0x7fffffffU : 0x7fffU);
 }
 
-bool any_nonzero(const float* values, int64_t count) {
+bool any_nonzero(const float* group, const uint8_t* order, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    if (values[i] != 0) return true;
+    if (group[order[i]] != 0) return true;
   }
   return false;
 }
@@ -109,7 +109,8 @@ void HealthProbe::count_states(const HealthBlock& block, int64_t b, int64_t coun
     if (scales == nullptr) return;
     ++health_.sampled_scales;
     saturated |= scales[group] >= edges.largest;
-    if (scales[group] <= edges.smallest && any_nonzero(values + b, count)) ++health_.edge_scales;
+    if (scales[group] <= edges.smallest && any_nonzero(values + b, block.order, count))
+      ++health_.edge_scales;
   };
   look_at(t.momentum_scale, block.momentum);
   look_at(t.variance_scale, block.root);
@@ -135,7 +136,7 @@ void HealthProbe::count_updates(const HealthBlock& block, const Snapshot& old, i
     const int64_t k = block.first + b + i;
     const uint32_t old_correction = word(old.correction.data(), correction, i);
     const bool zero = (magnitude(old.weight.data(), weight, i) | old_correction) == 0;
-    const bool moves = (block.direction[b + i] != 0 && factors_.step_size != 0) ||
+    const bool moves = (block.direction[b + block.order[i]] != 0 && factors_.step_size != 0) ||
                        (t.weight_decay_factor != 1 && !zero);
     if (!moves) continue;
     ++health_.sampled_updates;

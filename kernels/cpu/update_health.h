@@ -15,10 +15,11 @@ struct HealthBlock {
   const UpdateTensor& tensor;
   int64_t first = 0;  // element in the tensor's memory
   int64_t elements = 0;
-  // What the passes left of it, by element of the block.
+  // What the passes left of it: element i of a group stands at order[i].
   const float* momentum = nullptr;
   const float* root = nullptr;
   const float* direction = nullptr;
+  const uint8_t* order = nullptr;
   const bool* accepted = nullptr;  // by group
 
   int64_t first_group() const { return (tensor.first_element + first) / kGroup; }

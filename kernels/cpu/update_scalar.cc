@@ -1,6 +1,7 @@
 // The codec and update loops without vector instructions: the reference of all others, and what
 // runs where they cannot.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstring>

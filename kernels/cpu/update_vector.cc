@@ -2,6 +2,7 @@
 // for NEON, and chosen at run time. Other instruction sets lack fused multiply-add (SSE) or are not
 // built here, and use the scalar loops.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstring>

@@ -42,6 +42,10 @@ struct LaneArithmetic {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(b));
     return refined_quotient(a, b, reciprocal, fma);
   }
+  static __device__ __forceinline__ F divide_by(F a, F b, F reciprocal) {
+    const F rough = a * reciprocal;
+    return __fmaf_rn(__fmaf_rn(-b, rough, a), reciprocal, rough);
+  }
   static __device__ __forceinline__ F floor(F x) { return floorf(x); }
   static __device__ __forceinline__ F abs(F x) { return fabsf(x); }
 

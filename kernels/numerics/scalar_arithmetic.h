@@ -3,9 +3,10 @@
 //
 // A policy offers `F` (fp32 lanes), `U` (uint32 lanes, wrapping), their operators + - * / and + - &
 // | ^ *, and the functions below. Every one is exactly rounded or an integer operation, so all
-// policies give the same bits. Sources that use a policy compile with -ffp-contract=off: a fused
-// multiply-add happens only where a formula says `fma`. Rounding mode and denormals are IEEE
-// defaults.
+// policies give the same bits. With kPaired a policy loads 2 kLanes stored values at once into two
+// vectors, in an order of lanes of its own (position()). Sources that use a policy compile with
+// -ffp-contract=off: a fused multiply-add happens only where a formula says `fma`. Rounding mode
+// and denormals are IEEE defaults.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +20,7 @@ struct ScalarArithmetic {
   using F = float;
   using U = uint32_t;
   static constexpr int kLanes = 1;
+  static constexpr bool kPaired = false;
   static constexpr const char* kName = "scalar";
 
   static F set(float value) { return value; }
@@ -34,6 +36,9 @@ struct ScalarArithmetic {
   /// a / b of a code: |b| lies in 2^-64 to 2^64, and |a| in 2^-102 to 2^72 or is 0; a smaller a
   /// gives a quotient near 0 that need not be exact.
   static F divide_code(F a, F b) { return a / b; }
+  /// The same, for those that rather multiply: `reciprocal` is 1 / b to nearest (P. Markstein,
+  /// "IA-64 and elementary functions", 2000, chapter 8).
+  static F divide_by(F a, F b, F /*reciprocal*/) { return a / b; }
   static F floor(F x) { return std::floor(x); }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
 
@@ -79,7 +84,8 @@ struct ScalarArithmetic {
   static U lane_index() { return 0; }
   /// Sums of adjacent lanes of `low` then `high`: [l0+l1, l2+l3, ..., h0+h1, ...].
   static F adjacent_sums(F low, F high) { return low + high; }
-  static U adjacent_maxima(U low, U high) { return max(low, high); }
+  /// Of kLanes vectors the largest lane of each, in the order of the vectors.
+  static U maxima_of_vectors(const uint32_t* vectors) { return *vectors; }
 };
 
 }  // namespace flashshard::numerics

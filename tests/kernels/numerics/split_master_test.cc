@@ -32,7 +32,8 @@ TEST(SplitMaster24, DecodeThenEncodeLeavesEveryBitOfTheDomain) {
     const auto rounded = Split::round24_nearest(std::bit_cast<float>(x));
     const auto weight = static_cast<uint16_t>(Split::weight(rounded));
     const auto correction = static_cast<int8_t>(Split::correction24(rounded));
-    const float back = Split::decode24(weight, static_cast<uint32_t>(int32_t{correction}));
+    const float back =
+        Split::decode24(uint32_t{weight} << 16, static_cast<uint32_t>(int32_t{correction}));
     wrong += std::bit_cast<uint32_t>(back) != x;
     wrong += !std::isfinite(bf16_to_float(weight));
     negative_zero_corrections += (weight & 0x7fff) == 0 && correction < 0;

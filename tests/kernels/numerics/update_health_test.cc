@@ -21,21 +21,33 @@ constexpr UpdateFormat kV2{};
 constexpr UpdateFormat kV1{WeightFormat::kCorrected24, StateFormat::kFlashOptim, DType::kBF16,
                            Rounding::kNearest};
 
-/// One step on a stretch whose elements are all prepared by set(state, element).
+bool operator==(const UpdateHealth& a, const UpdateHealth& b) {
+  return std::ranges::all_of(kHealthCounters,
+                             [&](const auto& c) { return a.*c.second == b.*c.second; });
+}
+
+/// One step on a stretch whose elements are all prepared by set(state, element); the same with
+/// every instruction set.
 template <class Set>
 UpdateHealth health_of(const RuleCase& rule, const UpdateFormat& format, double learning_rate,
                        const Set& set) {
-  UpdateState state(rule, format, kStretch);
-  for (size_t i = 0; i < state.size(); ++i) set(state, i);
-  UpdateHealth health;
-  UpdateTensor tensor = state.tensor();
-  tensor.weight_decay_factor = 1;
-  tensor.health = &health;
+  UpdateState start(rule, format, kStretch);
+  for (size_t i = 0; i < start.size(); ++i) set(start, i);
   const UpdateFactors factors =
       make_update_factors(rule.rule, rule.hyper, learning_rate, 1.0, format.rounding, 1);
-  cpu::scalar_update_loops().update(tensor, factors, 0, tensor.count);
-  EXPECT_EQ(health.sampled_groups, 1);
-  return health;
+  UpdateHealth scalar;
+  for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {  // scalar first
+    UpdateState state = start;
+    UpdateHealth health;
+    UpdateTensor tensor = state.tensor();
+    tensor.weight_decay_factor = 1;
+    tensor.health = &health;
+    loops->update(tensor, factors, 0, tensor.count);
+    if (loops->name == "scalar") scalar = health;
+    EXPECT_TRUE(health == scalar) << loops->name;
+  }
+  EXPECT_EQ(scalar.sampled_groups, 1);
+  return scalar;
 }
 
 TEST(SampledGroups, AreOneOfEveryStretchAndAnotherAtEveryUpdate) {
@@ -49,11 +61,6 @@ TEST(SampledGroups, AreOneOfEveryStretchAndAnotherAtEveryUpdate) {
     }
   }
   EXPECT_GT(seen.size(), 850u);  // 1000 draws of 4096 give 887 different ones
-}
-
-bool operator==(const UpdateHealth& a, const UpdateHealth& b) {
-  return std::ranges::all_of(kHealthCounters,
-                             [&](const auto& c) { return a.*c.second == b.*c.second; });
 }
 
 TEST(Health, IsTheSameForEverySplitAndInstructionSet) {
@@ -155,6 +162,20 @@ TEST(Health, CountsUpdatesThatRoundToNothing) {
   const UpdateHealth v2 = health_of(kAdamWCase, kV2, 4e-6, set);
   EXPECT_GT(v2.lost_updates, 0);
   EXPECT_LT(v2.lost_updates, kGroup);
+}
+
+TEST(Health, KnowsWhichElementOfAGroupMoves) {
+  for (size_t mover : {0, 3, 4, 9, 15, 16, 22, 31}) {
+    const auto set = [mover](UpdateState& s, size_t i) {
+      s.set_weight(i, 1.0f);
+      s.set_gradient(i, i % kGroup == mover ? 1.0f : 0.0f);
+    };
+    for (const UpdateFormat& format : {kV2, kV1}) {
+      const UpdateHealth health = health_of(kAdamWCase, format, 1e-2, set);
+      EXPECT_EQ(health.sampled_updates, 1) << mover;
+      EXPECT_EQ(health.lost_updates, 0) << mover;
+    }
+  }
 }
 
 TEST(Health, DoesNotTakeAnElementWithoutAnUpdateForALostOne) {
