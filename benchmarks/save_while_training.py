@@ -20,12 +20,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def train(arguments, name, settings):
     folder = arguments.folder / name
     shutil.rmtree(folder, ignore_errors=True)
-    command = ["mpirun", "-n", str(arguments.ranks), "--oversubscribe", ROOT / "build" / "flashshard", "train", "--config",
+    bind = ["--bind-to", "none"] if arguments.threads else []  # a save's thread may take a core that training leaves
+    command = ["mpirun", "-n", str(arguments.ranks), "--oversubscribe", *bind, ROOT / "build" / "flashshard", "train", "--config",
                ROOT / "launch" / "configs" / "quickstart.textproto"]
     settings = [f"run.dir={folder}", f"data.path={arguments.data}", f"model.preset={arguments.preset}", f"train.steps={arguments.steps}",
                 "schedule.warmup_steps=0", "train.validate_every=0", f"checkpoint.every={arguments.every}", "checkpoint.keep_last=1",
                 "checkpoint.at_end=false", "train.micro_batch=1", f"train.global_batch={arguments.batch}",
-                f"train.sequence_length={arguments.sequence}", *settings]
+                f"train.sequence_length={arguments.sequence}", f"run.threads={arguments.threads}", *settings]
     for setting in settings:
         command += ["--set", setting]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -62,6 +63,7 @@ def main():
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="on the disk to measure")
     parser.add_argument("--preset", default="25m")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0, help="of a rank, unbound; 0: as the run decides")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
