@@ -1,6 +1,7 @@
 // The CPU's implementation of the catalogue: checks shapes, lays out the workspace, hands rows and
 // tasks to the thread pool.
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cassert>
@@ -23,7 +24,13 @@ namespace {
 
 using cpu::Workspace;
 
-constexpr std::align_val_t kAllocationAlignment{256};
+constexpr size_t kHugePage = size_t{2} << 20;
+
+/// Whole huge pages where there is room for some: an arena of many gigabytes is walked from end to
+/// end at every step, and small pages miss the TLB all the way.
+std::align_val_t alignment_of(size_t bytes) {
+  return std::align_val_t{bytes >= kHugePage ? kHugePage : size_t{256}};
+}
 
 /// Partial sums of the gradient of a norm's weight or of a bias: blocks of rows that depend on T
 /// alone, added in order.
@@ -56,16 +63,18 @@ class CpuBackend final : public Backend {
   std::string_view environment() const override { return environment_; }
 
   void* allocate(size_t bytes) override {
-    void* memory = ::operator new(std::max<size_t>(bytes, 1), kAllocationAlignment, std::nothrow);
+    void* memory = ::operator new(std::max<size_t>(bytes, 1), alignment_of(bytes), std::nothrow);
     if (memory == nullptr) {
       throw Error(ExitCode::kOutOfSpace, fmt::format("cannot allocate {} bytes of memory", bytes),
                   "cpu backend", "use a smaller micro-batch or model, or more ranks");
     }
+    // A hint, which a kernel without huge pages refuses. The last, broken page stays small.
+    if (bytes >= kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
     std::memset(memory, 0, bytes);
     return memory;
   }
-  void release(void* pointer, size_t) noexcept override {
-    ::operator delete(pointer, kAllocationAlignment);
+  void release(void* pointer, size_t bytes) noexcept override {
+    ::operator delete(pointer, alignment_of(bytes));
   }
   void zero(void* pointer, size_t bytes) override {
     if (bytes > 0) std::memset(pointer, 0, bytes);
