@@ -3,7 +3,6 @@
 // built here, and use the scalar loops.
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstring>
 #include <type_traits>

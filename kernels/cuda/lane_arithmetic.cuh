@@ -43,8 +43,7 @@ struct LaneArithmetic {
     return refined_quotient(a, b, reciprocal, fma);
   }
   static __device__ __forceinline__ F divide_by(F a, F b, F reciprocal) {
-    const F rough = a * reciprocal;
-    return __fmaf_rn(__fmaf_rn(-b, rough, a), reciprocal, rough);
+    return corrected_quotient(a, b, reciprocal, fma);
   }
   static __device__ __forceinline__ F floor(F x) { return floorf(x); }
   static __device__ __forceinline__ F abs(F x) { return fabsf(x); }

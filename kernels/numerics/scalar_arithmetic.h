@@ -36,8 +36,8 @@ struct ScalarArithmetic {
   /// a / b of a code: |b| lies in 2^-64 to 2^64, and |a| in 2^-102 to 2^72 or is 0; a smaller a
   /// gives a quotient near 0 that need not be exact.
   static F divide_code(F a, F b) { return a / b; }
-  /// The same, for those that rather multiply: `reciprocal` is 1 / b to nearest (P. Markstein,
-  /// "IA-64 and elementary functions", 2000, chapter 8).
+  /// The same, for those that rather multiply: `reciprocal` is 1 / b (P. Markstein, "IA-64 and
+  /// elementary functions", 2000, chapter 8).
   static F divide_by(F a, F b, F /*reciprocal*/) { return a / b; }
   static F floor(F x) { return std::floor(x); }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }

@@ -27,31 +27,64 @@ float approximate(double exact, int error) {
   return value;
 }
 
+/// With an exponent from `least` to below `most`.
+float number(std::mt19937_64& random, int least, int most) {
+  const auto mantissa = static_cast<float>(random() >> 40) * 0x1p-24f + 1.0f;
+  const auto span = static_cast<uint64_t>(most - least);
+  return std::ldexp(mantissa, least + static_cast<int>(random() % span));
+}
+
+TEST(CorrectedQuotient, OfEveryCodeByItsConstantIsCorrectlyRounded) {
+  for (int largest : {127, 255, 32767}) {
+    const auto divisor = static_cast<float>(largest);
+    for (int code = -largest - 1; code <= largest; ++code) {
+      const auto q = static_cast<float>(code);
+      ASSERT_EQ(corrected_quotient(q, divisor, 1.0f / divisor, kFma), q / divisor) << code;
+    }
+  }
+}
+
+TEST(CorrectedQuotient, OfAGroupsMembersByItsLargestIsCorrectlyRounded) {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 300000; ++i) {
+    const float unit = number(random, -40, 16);
+    const float member = unit * (static_cast<float>(random() >> 40) * 0x1p-24f);
+    const float m = i % 2 == 0 ? member : std::ldexp(member, -static_cast<int>(random() % 60));
+    ASSERT_EQ(corrected_quotient(m, unit, 1.0f / unit, kFma), m / unit) << m << " " << unit;
+  }
+}
+
 TEST(RefinedQuotient, IsCorrectlyRoundedForEveryCode) {
   for (int error : {-1, 0, 1}) {
-    for (int code = -128; code <= 127; ++code) {
-      const float q = static_cast<float>(code), divisors[] = {254.0f - std::fabs(q), 127, 255, 2};
-      for (float divisor : divisors) {
-        ASSERT_EQ(refined_quotient(q, divisor, approximate(1.0 / divisor, error), kFma),
-                  q / divisor);
-      }
+    for (int code = -127; code <= 127; ++code) {
+      const float q = static_cast<float>(code), divisor = 254.0f - std::fabs(q);
+      ASSERT_EQ(refined_quotient(q, divisor, approximate(1.0 / divisor, error), kFma), q / divisor);
     }
-    for (int code = -32768; code <= 32767; ++code) {
-      const float q = static_cast<float>(code);
-      ASSERT_EQ(refined_quotient(q, 32767.0f, approximate(1 / 32767.0, error), kFma), q / 32767.0f);
+  }
+}
+
+TEST(RefinedQuotient, OfADivisorWhoseMantissaIsAllOnesIsAUnitOffAtMostForPowersOfTwo) {
+  for (int exponent = -60; exponent <= 60; ++exponent) {
+    const float b = std::ldexp(0x1.fffffep+0f, exponent);
+    for (int error : {-1, 0, 1}) {
+      for (uint32_t mantissa = 0; mantissa < 1 << 23; mantissa += mantissa < 100 ? 1 : 9973) {
+        const float a = std::bit_cast<float>(0x3f800000u | mantissa);
+        const float quotient = refined_quotient(a, b, approximate(1.0 / b, error), kFma);
+        if (mantissa == 0) {
+          ASSERT_LE(std::nextafter(quotient, 0.0f), a / b);
+          ASSERT_GE(std::nextafter(quotient, 1e30f), a / b);
+        } else {
+          ASSERT_EQ(quotient, a / b) << a << " " << b;
+        }
+      }
     }
   }
 }
 
 TEST(RefinedQuotient, IsCorrectlyRoundedOverTheDomain) {
   std::mt19937_64 random(1);
-  const auto number = [&](int least, int most) {
-    const auto mantissa = static_cast<float>(random() >> 40) * 0x1p-24f + 1.0f;
-    const auto span = static_cast<uint64_t>(most - least);
-    return std::ldexp(mantissa, least + static_cast<int>(random() % span));
-  };
   for (int i = 0; i < 300000; ++i) {
-    const float b = number(-64, 64), a = std::min(number(-102, 72), 0x1p60f * b);
+    const float b = number(random, -64, 64), a = std::min(number(random, -102, 72), 0x1p60f * b);
     for (int error : {-1, 0, 1}) {
       ASSERT_EQ(refined_quotient(a, b, approximate(1.0 / b, error), kFma), a / b) << a << " " << b;
     }
