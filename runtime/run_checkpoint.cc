@@ -95,7 +95,8 @@ void RunCheckpoint::require_same_run(const std::string& path,
   const proto::RunConfig before = parse_run_config(saved.config, path + ": its configuration", {});
   for (const ConfigDifference& difference : differences(before, config_)) {
     if (!difference.fixed_at_resume) continue;
-    throw Error(ExitCode::kUsage,
+    const bool is_model = difference.path.starts_with("model.");
+    throw Error(is_model ? ExitCode::kCheckpoint : ExitCode::kUsage,
                 fmt::format("{} was {} when the checkpoint was saved and is {} now",
                             difference.path, difference.before, difference.after),
                 path, "set it back, or start a new run in another run.dir");
@@ -144,13 +145,13 @@ std::optional<RunProgress> RunCheckpoint::resume(const std::string& mode,
   std::string path;
   run_and_agree(communicator_, [&] {
     if (communicator_.rank() != 0) return;
+    // A start that is refused changes nothing on disk.
+    const auto chosen = choose(mode);
+    if (chosen) require_same_run(*chosen, data);
+    path = chosen.value_or("");
     for (const std::string& name : checkpoint::clean_up(folder_.checkpoints_directory().string())) {
       reporter_.info(fmt::format("removed what an interrupted save left: {}", name));
     }
-    const auto chosen = choose(mode);
-    if (!chosen) return;
-    require_same_run(*chosen, data);
-    path = *chosen;
   });
   path = broadcast_text(communicator_, "waiting for the choice of a checkpoint", path);
   if (path.empty()) return std::nullopt;
@@ -206,7 +207,7 @@ void RunCheckpoint::require_same_model(const checkpoint::RunState& saved,
   // Two models may share every shape and read the same weights as something else.
   const auto require = [&](bool same, std::string_view field) {
     if (same) return;
-    throw Error(ExitCode::kUsage,
+    throw Error(ExitCode::kCheckpoint,
                 fmt::format("the checkpoint's model has another {} than this run's", field), path,
                 "set it as the checkpoint's run had it");
   };

@@ -89,6 +89,23 @@ std::vector<CompleteCheckpoint> list_complete(const std::string& checkpoints_fol
 std::optional<std::string> find_latest_complete(const std::string& checkpoints_folder,
                                                 FileSystem& file_system) {
   const auto complete = list_complete(checkpoints_folder, file_system);
+  const int64_t newest = complete.empty() ? -1 : complete.back().step;
+  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return std::nullopt;
+  for (const std::string& name : list(file_system, checkpoints_folder)) {
+    const std::string path = join(checkpoints_folder, name);
+    if (step_of_name(name).value_or(-1) <= newest) continue;
+    if (kind_of(file_system, path) != PathKind::kDirectory) continue;
+    const std::string manifest = join(path, kManifestFile);
+    const bool missing = kind_of(file_system, manifest) == PathKind::kMissing;
+    throw Error(
+        ExitCode::kCheckpoint,
+        missing ? "the newest checkpoint has no manifest"
+                : "the newest checkpoint's manifest is damaged, or of another version",
+        manifest,
+        complete.empty()
+            ? "restore it, or move the folder away"
+            : fmt::format("restore it, or move the folder away to go back to step {}", newest));
+  }
   if (complete.empty()) return std::nullopt;
   return complete.back().path;
 }

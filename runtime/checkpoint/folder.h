@@ -34,7 +34,9 @@ struct CompleteCheckpoint {
 /// Oldest first; empty when the folder does not exist.
 std::vector<CompleteCheckpoint> list_complete(const std::string& checkpoints_folder,
                                               FileSystem& file_system = posix_file_system());
-/// The newest complete checkpoint in a checkpoints folder.
+/// The newest complete checkpoint in a checkpoints folder. Throws Error(kCheckpoint) when a folder
+/// of a later step is not complete: no crash leaves one, so it is damage, or not ours to read, and
+/// to go back behind it is for people to decide.
 std::optional<std::string> find_latest_complete(const std::string& checkpoints_folder,
                                                 FileSystem& file_system = posix_file_system());
 

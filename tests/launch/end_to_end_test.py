@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -215,8 +216,21 @@ class Runs(EndToEnd):
         time.sleep(source.random() * 0.003)
         return processes
 
+    def saved_steps(self):
+        """The steps that have a checkpoint's name, after 0."""
+        return [0, *(int(p.name[5:]) for p in (self.folder / "run").glob("checkpoints/step-????????"))]
+
+    def expect_resumed(self, stdout, there, moment):
+        """A start that came to its first step began at this checkpoint, or at one after it."""
+        resumed = re.findall(r"^resumed from .*/step-(\d+): ", stdout, re.MULTILINE)
+        if resumed:
+            self.assertGreaterEqual(int(resumed[0]), there, moment)
+        elif re.search(r"^step:", stdout, re.MULTILINE):
+            self.assertEqual(there, 0, f"it began anew: {moment}")
+
     def test_killed_at_random_moments_it_goes_on_to_the_same_hash(self):
         settings = (*LONG, "checkpoint.every=20", "checkpoint.keep_last=2")
+        there = 0  # the newest step whose folder had its name at a kill
         self.call(self.train("whole", *settings), ranks=2)
         source = random.Random(int(os.environ.get("FLASHSHARD_TEST_SEED", "7")))
         moments = ["start", "step", "save", "commit", "after"]
@@ -224,19 +238,26 @@ class Runs(EndToEnd):
             process = self.start(self.train("run", *settings), 2)
             moment = moments[attempt % len(moments)]
             ranks, launchers = self.wait_for_moment(moment, process, source)
+            there_before = self.saved_steps()
             # One rank alone, which ends the others through mpirun, or everything at once, as when the machine goes down.
             for pid in [source.choice(ranks)] if ranks and source.random() < 0.5 else ranks + launchers:
                 with contextlib.suppress(ProcessLookupError):  # mpirun has ended it already
                     os.kill(pid, signal.SIGKILL)
-            code, _, _ = self.finish(process)
+            code, stdout, _ = self.finish(process)
             self.assertNotEqual(code, 0, moment)
+            self.expect_resumed(stdout, there, moment)
+            there = max(there, *there_before)
             deadline = time.monotonic() + LIMIT
             while self.processes() != ([], []):
                 self.assertLess(time.monotonic(), deadline, "a rank hangs")
                 time.sleep(0.01)
             left = sorted(p.name for p in (self.folder / "run").glob("checkpoints/*"))
             print(f"killed at: {moment}, step {len(self.metrics())}; checkpoints: {' '.join(left)}", file=sys.stderr)
-        self.call(self.train("run", *settings), ranks=2)
+            self.assertGreaterEqual(max(self.saved_steps()), there, "a checkpoint is gone")
+            if there > 0:
+                self.assertIn("is whole", self.call(["verify", self.folder / "run"]).stdout)
+        self.assertGreater(there, 0, "no kill came after a save: nothing was shown")
+        self.expect_resumed(self.call(self.train("run", *settings), ranks=2).stdout, there, "the last start")
         self.assertEqual(self.hash(), self.hash("whole"))
         self.assertEqual([line["step"] for line in self.metrics()], list(range(1, 401)))
         self.assertEqual(sorted(p.name for p in (self.folder / "run" / "checkpoints").iterdir()),
@@ -251,7 +272,7 @@ class Runs(EndToEnd):
         os.kill(self.status(2)["pid"], signal.SIGKILL)
         code, _, _ = self.finish(process)
         self.assertNotEqual(code, 0)
-        self.call(self.train("run", *same, "parallelism.stage=2"), ranks=2)
+        self.assertIn("resumed from", self.call(self.train("run", *same, "parallelism.stage=2"), ranks=2).stdout)
         self.assertEqual(self.hash(), self.hash("whole"))
 
     def test_stages_release_and_groups_end_with_the_same_hash(self):
@@ -414,6 +435,32 @@ class BadInput(EndToEnd):
         self.assertIn("state-00001.safetensors", result.stdout)
         self.refused(4, "state-00001.safetensors", settings=["train.steps=30"])
         self.refused(4, "cannot resume from", ranks=3, settings=["train.steps=30"])
+        damaged[-1] ^= 16
+        state.write_bytes(damaged)
+        self.refused(4, "model.layers was 2", "is 3 now", settings=["model.layers=3"])
+        self.refused_without_a_change("step-00000020/weights-00001.safetensors", state.with_name("weights-00001.safetensors"), None)
+        # The newest manifest: no start and no tool goes back behind it.
+        manifest = state.with_name("manifest.pb")
+        whole = manifest.read_bytes()
+        for bytes_there in (whole[:-1], whole[:100] + bytes([whole[100] ^ 4]) + whole[101:], b"FSHMANI2" + whole[8:], None):
+            self.refused_without_a_change("step-00000020/manifest.pb", manifest, bytes_there)
+
+    def refused_without_a_change(self, named, file, bytes_there):
+        """With these bytes in a file of the newest checkpoint, or without the file: all that read it are refused, all files stay."""
+        before = file.read_bytes()
+        file.unlink()
+        if bytes_there is not None:
+            file.write_bytes(bytes_there)
+
+        def files():
+            return {p: p.read_bytes() for p in (self.folder / "run" / "checkpoints").rglob("*") if p.is_file()}
+        there = files()
+        result = self.call(["verify", self.folder / "run"], code=4)
+        self.assertIn(named.rsplit("/")[-1], result.stdout + result.stderr)
+        self.refused(4, named, settings=["train.steps=30"])
+        self.refused(4, named, ranks=None, arguments=["export", self.folder / "run", "--format", "hf", "--output", self.folder / "out"])
+        self.assertEqual(files(), there)
+        file.write_bytes(before)
 
     def test_exports_imports_and_reshards_are_refused_with_their_codes(self):
         self.call(self.train(), ranks=2)

@@ -120,7 +120,7 @@ TEST_F(Documents, StartFromAModelOfTheSameShapeOnly) {
   EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
   const Error heads =
       failure(2, config("d", {from, "model.heads=4", "model.kv_heads=2", "model.head_dim=8"}));
-  EXPECT_EQ(heads.code(), ExitCode::kUsage) << "every tensor has the same shape";
+  EXPECT_EQ(heads.code(), ExitCode::kCheckpoint) << "every tensor has the same shape";
   EXPECT_THAT(heads.what(), HasSubstr("another model.heads than this run's"));
   ASSERT_EQ(run(1, config("e", {from, "model.rope_theta=500000", "train.steps=5"})),
             ExitCode::kDone);

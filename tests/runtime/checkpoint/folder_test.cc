@@ -28,19 +28,50 @@ TEST(StepName, IsExactBothWays) {
   }
 }
 
-TEST(FindLatest, TakesTheHighestStepWithAManifestThatHolds) {
+TEST(FindLatest, TakesTheHighestStepOfAnExactName) {
   TemporaryFolder run;
   const std::string folder = run / "checkpoints";
   EXPECT_EQ(find_latest_complete(folder), std::nullopt);
   for (const int64_t step : {90, 100, 110}) ASSERT_THAT(save_on_ranks(folder, step, 1), Each(""));
   EXPECT_EQ(find_latest_complete(folder), folder + "/step-00000110");
 
-  // 110 loses a byte of its manifest, 120 has none, 130 carries a wrong name.
-  std::string manifest = read_text(folder + "/step-00000110/manifest.pb");
-  write_text(folder + "/step-00000110/manifest.pb", manifest.substr(0, manifest.size() - 1));
-  std::filesystem::create_directory(folder + "/step-00000120");
-  std::filesystem::copy(folder + "/step-00000100", folder + "/step-130");
-  EXPECT_EQ(find_latest_complete(folder), folder + "/step-00000100");
+  // An older one loses a byte of its manifest, 130 carries a wrong name, 140 is no folder.
+  std::string manifest = read_text(folder + "/step-00000100/manifest.pb");
+  write_text(folder + "/step-00000100/manifest.pb", manifest.substr(0, manifest.size() - 1));
+  std::filesystem::copy(folder + "/step-00000090", folder + "/step-130");
+  write_text(folder + "/step-00000140", "");
+  EXPECT_EQ(find_latest_complete(folder), folder + "/step-00000110");
+}
+
+TEST(FindLatest, DoesNotGoBackBehindADamagedCheckpoint) {
+  TemporaryFolder run;
+  const std::string folder = run / "checkpoints", newest = folder + "/step-00000110";
+  for (const int64_t step : {100, 110}) ASSERT_THAT(save_on_ranks(folder, step, 1), Each(""));
+  const std::string manifest = read_text(newest + "/manifest.pb");
+  const auto expect_refused = [&](const std::string& text, const std::string& hint) {
+    try {
+      find_latest_complete(folder);
+      ADD_FAILURE() << "nothing thrown: " << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kCheckpoint);
+      EXPECT_THAT(error.what(),
+                  AllOf(HasSubstr(text), HasSubstr("step-00000110/manifest.pb"), HasSubstr(hint)));
+    }
+  };
+  std::string changed = manifest;
+  changed[changed.size() / 2] ^= 1;
+  std::string newer = manifest;
+  newer[7] = '2';  // of a magic that ends in its version
+  for (const std::string& bytes : {changed, newer, manifest.substr(0, manifest.size() - 1)}) {
+    write_text(newest + "/manifest.pb", bytes);
+    expect_refused("damaged, or of another version", "to go back to step 100");
+  }
+  std::filesystem::remove(newest + "/manifest.pb");
+  expect_refused("has no manifest", "to go back to step 100");
+  std::filesystem::remove_all(folder + "/step-00000100");
+  expect_refused("has no manifest", "move the folder away");
+  std::filesystem::rename(newest, newest + ".aside");
+  EXPECT_EQ(find_latest_complete(folder), std::nullopt);
 }
 
 TEST(FindLatest, ADiskThatCannotAnswerIsAnErrorAndNotAnOlderCheckpoint) {

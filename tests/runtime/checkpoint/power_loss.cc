@@ -284,6 +284,9 @@ std::optional<Violation> Promises::broken_on(const Disk& disk, const std::string
                                     to_text(verification.findings.front()))};
     } else if (verification.hash.total() == contents_.at(checkpoint.step)) {
       whole.insert(checkpoint.step);
+    } else {
+      not_whole = {'b', fmt::format("{} is whole, but holds something else than was saved",
+                                    name_of_path(checkpoint.path))};
     }
   }
   // The newest save that was reported, or one after it, is there; those before it unless deleted.
