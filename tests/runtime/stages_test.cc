@@ -342,6 +342,21 @@ TEST_F(Reproducible, RunsThatAreStoppedGoOnOnOtherNumbersOfRanksToTheSameBits) {
   expect_same_metrics("1", "parts");
 }
 
+TEST_F(Reproducible, RunsSavedByFourRanksGoOnOnAnyNumberToTheSameBits) {
+  const std::string reference = trained("1", 1, settings(1));
+  trained("four", 4, settings(3, {"checkpoint.keep_last=2"}));
+  const std::string saved = (folder_ / "four" / "checkpoints" / "step-00000003").string();
+  for (const auto& [world_size, stage] :
+       std::vector<std::pair<int, int>>{{1, 0}, {2, 2}, {3, 3}, {8, 1}}) {
+    const std::string name = std::to_string(world_size) + "-resumed";
+    ASSERT_EQ(run(world_size, short_config(name, settings(stage)), saved), ExitCode::kDone);
+    EXPECT_EQ(hash(name), reference) << name;
+    // It went on and did not begin anew, which ends with the same bits.
+    ASSERT_FALSE(metrics(name).empty());
+    EXPECT_EQ(metrics(name).front()["step"], 4) << name;
+  }
+}
+
 TEST_F(Reproducible, RunsAreNotResumedWhereTheirBitsWouldChange) {
   trained("a", 2, settings(1, {"train.steps=6"}));
   for (const char* change : {"train.micro_batch=2", "train.global_batch=16", "run.threads=2"}) {
