@@ -11,7 +11,6 @@
 #include <ostream>
 #include <set>
 
-#include "runtime/checkpoint/background_save.h"
 #include "runtime/checkpoint/folder.h"
 #include "runtime/checkpoint/verify.h"
 #include "tests/runtime/checkpoint/faulty_file_system.h"
@@ -129,34 +128,7 @@ SimulatedStorage storage_with_two_checkpoints(int ranks) {
   return storage;
 }
 
-enum class Mode : uint8_t { kWaited, kBesideTraining, kUnderZstd };
 constexpr std::array kModes = {"Waited", "BesideTraining", "UnderZstd"};
-
-/// Saves the sample of step 30, keeping two checkpoints.
-SaveResult save_step_30(Mode mode, Communicator& communicator, FileSystem& file_system) {
-  SampleState state(communicator.rank(), communicator.world_size(), 30);
-  SaveRequest request;
-  request.folder = kFolder;
-  request.run = sample_run(30);
-  request.keep_last = 2;
-  request.file_system = &file_system;
-  if (mode != Mode::kBesideTraining) {
-    request.layout = &state.layout();
-    const auto views = state.views();
-    request.views = views;
-    request.zstd_level = mode == Mode::kUnderZstd ? 1 : 0;
-    return save(request, communicator);
-  }
-  std::vector<std::byte> staging(512);  // less than what is saved: updates wait for storage
-  BackgroundSave save(communicator, {state.layout(), communicator.rank(), state.mutable_views(),
-                                     staging, std::chrono::seconds(60)});
-  save.begin(request);
-  for (ShardTensorView& view : state.mutable_views()) {
-    save.wait_until_copied(view.tensor, state.layout().rows_of(view.tensor, communicator.rank()));
-    std::ranges::fill(view.bytes, std::byte{0xa5});
-  }
-  return save.finish();
-}
 
 struct Attempt {
   std::vector<std::string> errors;
@@ -167,7 +139,7 @@ struct Attempt {
 
 /// Saves step 30, with a fault at call `at` of a rank (-1: none).
 Attempt save_with_fault(SimulatedStorage& storage, int ranks, int faulty_rank, const Fault& fault,
-                        int at, Mode mode = Mode::kWaited) {
+                        int at, SaveMode mode = SaveMode::kWaited) {
   Attempt attempt;
   attempt.codes.resize(static_cast<size_t>(ranks));
   std::atomic<bool> all_ended = false;
@@ -182,7 +154,7 @@ Attempt save_with_fault(SimulatedStorage& storage, int ranks, int faulty_rank, c
         },
         host);
     try {
-      const auto result = save_step_30(mode, communicator, file_system);
+      const auto result = save_sample(mode, kFolder, 30, communicator, 30, file_system, 2);
       if (rank == 0) attempt.warnings = result.warnings;
     } catch (const Killed&) {
       communicator.abort(ExitCode::kCommunication);  // as mpirun ends the others
@@ -202,7 +174,7 @@ Operation report_of(int64_t step) {
   return report;
 }
 
-class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, Mode>> {
+class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, SaveMode>> {
  protected:
   FaultAtEveryCall()
       : storage_(storage_with_two_checkpoints(ranks_)), promises_(contents_of_steps({10, 20, 30})) {
@@ -253,7 +225,7 @@ class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, 
 
   int ranks_ = std::get<0>(GetParam());
   Fault fault_ = std::get<1>(GetParam());
-  Mode mode_ = std::get<2>(GetParam());
+  SaveMode mode_ = std::get<2>(GetParam());
   SimulatedStorage storage_;
   Promises promises_;
 };
@@ -295,16 +267,16 @@ TEST_P(FaultAtEveryCall, LeavesEarlierCheckpointsWholeAndTellsAllRanks) {
 const auto name_of_case = [](const auto& parameter) {
   const auto [ranks, fault, mode] = parameter.param;
   return fmt::format("{}On{}Ranks{}", fault.name, ranks,
-                     mode == Mode::kWaited ? "" : kModes[static_cast<size_t>(mode)]);
+                     mode == SaveMode::kWaited ? "" : kModes[static_cast<size_t>(mode)]);
 };
 INSTANTIATE_TEST_SUITE_P(Saves, FaultAtEveryCall,
                          ::testing::Combine(::testing::Values(1, 2, 4),
                                             ::testing::ValuesIn(kFaults),
-                                            ::testing::Values(Mode::kWaited)),
+                                            ::testing::Values(SaveMode::kWaited)),
                          name_of_case);
 INSTANTIATE_TEST_SUITE_P(UnderZstd, FaultAtEveryCall,
                          ::testing::Combine(::testing::Values(2), ::testing::ValuesIn(kFaults),
-                                            ::testing::Values(Mode::kUnderZstd)),
+                                            ::testing::Values(SaveMode::kUnderZstd)),
                          name_of_case);
 // The end of one rank alone is not thrown through the thread that writes; that of all is silence.
 INSTANTIATE_TEST_SUITE_P(BesideTraining, FaultAtEveryCall,
@@ -312,7 +284,7 @@ INSTANTIATE_TEST_SUITE_P(BesideTraining, FaultAtEveryCall,
                                             ::testing::Values(kFaults[0], kFaults[1], kFaults[2],
                                                               kFaults[3], kFaults[4], kFaults[5],
                                                               kFaults[6], kFaults[8]),
-                                            ::testing::Values(Mode::kBesideTraining)),
+                                            ::testing::Values(SaveMode::kBesideTraining)),
                          name_of_case);
 
 class FaultOfASaveThatFindsItsStep : public ::testing::TestWithParam<std::tuple<Fault, bool>> {};

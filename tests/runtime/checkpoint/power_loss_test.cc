@@ -67,7 +67,7 @@ class RecordedRun {
     clean_up(kFolder, file_system);
     return *this;
   }
-  RecordedRun& save(int64_t step, int keep_last = 1) {
+  RecordedRun& save(int64_t step, int keep_last = 1, SaveMode mode = SaveMode::kWaited) {
     std::vector<std::string> names;
     for (const int host : hosts_) names.push_back(fmt::format("host {}", host));
     const auto on_rank = [&](Communicator& communicator) {
@@ -75,7 +75,7 @@ class RecordedRun {
       HostFileSystem file_system(storage_, hosts_[static_cast<size_t>(rank)], rank);
       file_system.phase = phase_;
       RanksOnHosts hosted(communicator, names, [&] { ++file_system.phase; });
-      save_sample(kFolder, step, hosted, static_cast<uint64_t>(step), file_system, keep_last);
+      save_sample(mode, kFolder, step, hosted, static_cast<uint64_t>(step), file_system, keep_last);
       storage_.report(step, rank, file_system.phase);
     };
     EXPECT_THAT(errors_of_ranks(static_cast<int>(hosts_.size()), on_rank), Each(""));
@@ -100,8 +100,8 @@ const std::vector<int> kOneRank = {0};
 const std::vector<int> kTwoHosts = {0, 0, 1, 1};  // of four ranks
 
 /// Two saves on two hosts, of which the second deletes the first.
-Recording two_saves(uint64_t order = 0) {
-  return RecordedRun(kTwoHosts).begin().save(10).save(20).recording(order);
+Recording two_saves(uint64_t order = 0, SaveMode mode = SaveMode::kWaited) {
+  return RecordedRun(kTwoHosts).begin().save(10, 1, mode).save(20, 1, mode).recording(order);
 }
 
 /// The run killed after so many operations, which no cache notices, started again and at its save.
@@ -233,6 +233,9 @@ INSTANTIATE_TEST_SUITE_P(
             2},
         Scenario{"OnTwoHosts", [] { return two_saves(); }, 4},
         Scenario{"OnTwoHostsInAnotherOrder", [] { return two_saves(1); }, 16},
+        Scenario{"OnTwoHostsBesideTraining", [] { return two_saves(0, SaveMode::kBesideTraining); },
+                 16},
+        Scenario{"OnTwoHostsUnderZstd", [] { return two_saves(0, SaveMode::kUnderZstd); }, 16},
         Scenario{"OfADamagedStep", save_of_a_damaged_step}),
     [](const auto& scenario) { return scenario.param.name; });
 

@@ -5,7 +5,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "comm/threads.h"
+#include "runtime/checkpoint/background_save.h"
 #include "runtime/checkpoint/load.h"
 #include "runtime/checkpoint/save.h"
 #include "runtime/checkpoint/schema.h"
@@ -220,6 +224,37 @@ inline SaveResult save_sample(const std::string& folder, int64_t step, Communica
                .keep_last = keep_last,
                .file_system = &file_system},
               communicator);
+}
+
+/// How a sample is saved: waited for, beside a training that changes every row as soon as it may,
+/// or under zstd.
+enum class SaveMode : uint8_t { kWaited, kBesideTraining, kUnderZstd };
+
+inline SaveResult save_sample(SaveMode mode, const std::string& folder, int64_t step,
+                              Communicator& communicator, uint64_t seed, FileSystem& file_system,
+                              int keep_last) {
+  SampleState state(communicator.rank(), communicator.world_size(), seed);
+  SaveRequest request;
+  request.folder = folder;
+  request.run = sample_run(step);
+  request.keep_last = keep_last;
+  request.file_system = &file_system;
+  if (mode != SaveMode::kBesideTraining) {
+    const auto views = state.views();
+    request.layout = &state.layout();
+    request.views = views;
+    request.zstd_level = mode == SaveMode::kUnderZstd ? 1 : 0;
+    return save(request, communicator);
+  }
+  std::vector<std::byte> staging(512);  // less than what is saved: updates wait for storage
+  BackgroundSave save(communicator, {state.layout(), communicator.rank(), state.mutable_views(),
+                                     staging, std::chrono::seconds(60)});
+  save.begin(request);
+  for (ShardTensorView& view : state.mutable_views()) {
+    save.wait_until_copied(view.tensor, state.layout().rows_of(view.tensor, communicator.rank()));
+    std::ranges::fill(view.bytes, std::byte{0xa5});
+  }
+  return save.finish();
 }
 
 /// The hashes of what save_sample saves with the step as its seed.
