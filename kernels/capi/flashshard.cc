@@ -88,10 +88,15 @@ void add_to(int64_t* counter, int64_t value) {
   if (counter != nullptr) *counter += value;
 }
 
-void require_counter(int64_t* counter) {
-  if (reinterpret_cast<uintptr_t>(counter) % sizeof(int64_t) != 0) {
-    throw Refusal(FS_MISALIGNED, "rejected_groups does not start at a multiple of 8 bytes");
-  }
+/// Counters, limbs and results, if given, are memory that a buffer may overlap like any other.
+template <class T>
+void require_numbers(Buffers& buffers, const T* numbers, size_t count, const char* name) {
+  if (numbers == nullptr) return;
+  const size_t bytes = count * sizeof(T);
+  buffers.require({const_cast<T*>(numbers), bytes}, bytes, sizeof(T), name);
+}
+void require_rejected_groups(Buffers& buffers, const int64_t* rejected_groups) {
+  require_numbers(buffers, rejected_groups, 1, "rejected_groups");
 }
 
 void require_weight(Buffers& buffers, WeightFormat format, int64_t count, const fs_buffer& weight,
@@ -104,7 +109,7 @@ void require_weight(Buffers& buffers, WeightFormat format, int64_t count, const 
                   "correction");
 }
 
-WeightFormat checked(const fs_master* call) {
+WeightFormat checked(const fs_master* call, const int64_t* rejected_groups) {
   require_pointer(call, "call");
   require_struct(call, call->struct_size, sizeof(fs_master), "fs_master");
   require_enumerator(call->format, FS_FP16, "format");
@@ -114,11 +119,12 @@ WeightFormat checked(const fs_master* call) {
   buffers.require(call->values, static_cast<uint64_t>(call->count) * sizeof(float), sizeof(float),
                   "values");
   require_weight(buffers, format, call->count, call->weight, call->correction);
+  require_rejected_groups(buffers, rejected_groups);
   buffers.require_disjoint();
   return format;
 }
 
-StateFormat checked(const fs_moments* call) {
+StateFormat checked(const fs_moments* call, const int64_t* rejected_groups) {
   require_pointer(call, "call");
   require_struct(call, call->struct_size, sizeof(fs_moments), "fs_moments");
   require_enumerator(call->format, FS_STATE_FLASHOPTIM_V1, "format");
@@ -133,6 +139,7 @@ StateFormat checked(const fs_moments* call) {
   buffers.require(call->codes, elements, 1, "codes");
   buffers.require(call->scales, groups_of(call->count) * sizeof(uint16_t), sizeof(uint16_t),
                   "scales");
+  require_rejected_groups(buffers, rejected_groups);
   buffers.require_disjoint();
   return static_cast<StateFormat>(call->format);
 }
@@ -211,7 +218,6 @@ UpdateTensor checked(Buffers& buffers, const fs_tensor* tensor, const fs_step& s
                      int64_t* rejected_groups) {
   const auto rule = static_cast<Rule>(step.rule);
   require_tensor(buffers, tensor, rule, step.beta1);
-  require_counter(rejected_groups);
   UpdateTensor t = arguments(*tensor);
   set_decay(t, rule, {step.weight_decay, step.peak_learning_rate}, step.learning_rate);
   t.rejected_groups = rejected_groups;
@@ -221,6 +227,7 @@ UpdateTensor checked(Buffers& buffers, const fs_tensor* tensor, const fs_step& s
 void apply_step(const fs_tensor* tensor, const fs_step* step, int64_t* rejected_groups) {
   const UpdateFactors factors = checked(step);
   Buffers buffers;
+  require_rejected_groups(buffers, rejected_groups);
   const UpdateTensor t = checked(buffers, tensor, *step, rejected_groups);
   buffers.require_disjoint();
   require_scales(tensor->state_format, tensor->momentum_scales, "momentum_scales");
@@ -235,6 +242,8 @@ void apply_steps_on_device(std::span<const fs_tensor> tensors, const fs_step* st
   const UpdateFactors factors = checked(step);
   std::vector<UpdateTensor> checked_tensors;
   Buffers buffers;
+  // Once, before the first tensor: they share it.
+  require_rejected_groups(buffers, rejected_groups);
   for (const fs_tensor& tensor : tensors) {
     buffers.begin_tensor(checked_tensors.size());
     checked_tensors.push_back(checked(buffers, &tensor, *step, rejected_groups));
@@ -244,15 +253,14 @@ void apply_steps_on_device(std::span<const fs_tensor> tensors, const fs_step* st
 }
 #endif
 
-/// The groups of `values` that are not finite; squares are added to limbs.
-int64_t add_squares(const fs_buffer& values, int32_t type, int64_t count,
+/// The groups of `values` that are not finite; squares are added to limbs. `buffers` are what else
+/// the call was given.
+int64_t add_squares(Buffers& buffers, const fs_buffer& values, int32_t type, int64_t count,
                     std::span<int64_t, FS_NORM_LIMBS> limbs) {
   require_enumerator(type, FS_TYPE_FP32, "type");
   require_count(count);
   const auto dtype = static_cast<DType>(type);
-  Buffers buffers;
   buffers.require(values, static_cast<uint64_t>(count) * size_of(dtype), size_of(dtype), "values");
-  buffers.require({limbs.data(), limbs.size_bytes()}, limbs.size_bytes(), sizeof(int64_t), "limbs");
   buffers.require_disjoint();
   const Tensor tensor(values.data, dtype, {count});
   int64_t nonfinite = 0;
@@ -278,8 +286,7 @@ const char* fs_last_error(void) { return capi::last_error.data(); }
 
 fs_status fs_encode_master(const fs_master* call, int64_t* rejected_groups) {
   return guarded([&] {
-    const auto format = capi::checked(call);
-    capi::require_counter(rejected_groups);
+    const auto format = capi::checked(call, rejected_groups);
     flashshard::cpu::encode_master(
         {format, static_cast<const float*>(call->values.data), call->weight.data,
          call->correction.data, call->count, rejected_groups},
@@ -289,7 +296,7 @@ fs_status fs_encode_master(const fs_master* call, int64_t* rejected_groups) {
 
 fs_status fs_decode_master(const fs_master* call) {
   return guarded([&] {
-    const auto format = capi::checked(call);
+    const auto format = capi::checked(call, nullptr);
     flashshard::cpu::decode_master({format, static_cast<float*>(call->values.data),
                                     call->weight.data, call->correction.data, call->count},
                                    capi::serial);
@@ -298,8 +305,7 @@ fs_status fs_decode_master(const fs_master* call) {
 
 fs_status fs_encode_moments(const fs_moments* call, int64_t* rejected_groups) {
   return guarded([&] {
-    const auto format = capi::checked(call);
-    capi::require_counter(rejected_groups);
+    const auto format = capi::checked(call, rejected_groups);
     flashshard::cpu::encode_moment(
         {format, static_cast<flashshard::Moment>(call->moment),
          static_cast<const float*>(call->values.data), call->codes.data,
@@ -310,7 +316,7 @@ fs_status fs_encode_moments(const fs_moments* call, int64_t* rejected_groups) {
 
 fs_status fs_decode_moments(const fs_moments* call) {
   return guarded([&] {
-    const auto format = capi::checked(call);
+    const auto format = capi::checked(call, nullptr);
     capi::require_scales(call->format, call->scales, "scales");
     flashshard::cpu::decode_moment({format, static_cast<flashshard::Moment>(call->moment),
                                     static_cast<float*>(call->values.data), call->codes.data,
@@ -327,8 +333,11 @@ fs_status fs_add_squares(fs_buffer values, int32_t type, int64_t count, int64_t*
                          int64_t* nonfinite_groups) {
   return guarded([&] {
     capi::require_pointer(limbs, "limbs");
+    capi::Buffers buffers;
+    capi::require_numbers(buffers, limbs, FS_NORM_LIMBS, "limbs");
+    capi::require_numbers(buffers, nonfinite_groups, 1, "nonfinite_groups");
     const auto sum = std::span<int64_t, FS_NORM_LIMBS>(limbs, FS_NORM_LIMBS);
-    capi::add_to(nonfinite_groups, capi::add_squares(values, type, count, sum));
+    capi::add_to(nonfinite_groups, capi::add_squares(buffers, values, type, count, sum));
   });
 }
 
@@ -336,6 +345,10 @@ fs_status fs_norm(const int64_t* limbs, double* norm) {
   return guarded([&] {
     capi::require_pointer(limbs, "limbs");
     capi::require_pointer(norm, "norm");
+    capi::Buffers buffers;
+    capi::require_numbers(buffers, limbs, FS_NORM_LIMBS, "limbs");
+    capi::require_numbers(buffers, norm, 1, "norm");
+    buffers.require_disjoint();
     const auto sum = std::span<const int64_t, FS_NORM_LIMBS>(limbs, FS_NORM_LIMBS);
     *norm = std::sqrt(flashshard::numerics::exact_sum_value(sum));
   });
@@ -345,8 +358,10 @@ fs_status fs_check_finite(fs_buffer values, int32_t type, int64_t count,
                           int64_t* nonfinite_groups) {
   return guarded([&] {
     capi::require_pointer(nonfinite_groups, "nonfinite_groups");
+    capi::Buffers buffers;
+    capi::require_numbers(buffers, nonfinite_groups, 1, "nonfinite_groups");
     std::array<int64_t, FS_NORM_LIMBS> limbs = {};
-    *nonfinite_groups = capi::add_squares(values, type, count, limbs);
+    *nonfinite_groups = capi::add_squares(buffers, values, type, count, limbs);
   });
 }
 

@@ -32,9 +32,10 @@ typedef enum fs_status {
   FS_OK = 0,
   FS_INVALID_ARGUMENT = 1, /* null pointer, unknown enumerator, wrong struct_size, bad count */
   FS_WRONG_SIZE = 2,       /* a buffer has not exactly the bytes that its contents need */
-  FS_MISALIGNED = 3,       /* a buffer does not start at a multiple of its element's size */
-  FS_OVERLAP = 4,          /* two buffers of a call share memory */
-  FS_OUT_OF_RANGE = 5,     /* learning rate, betas, ...: no step can use it */
+  FS_MISALIGNED = 3,       /* a buffer, limbs or a counter does not start at a multiple of its
+                              element's size */
+  FS_OVERLAP = 4,          /* two of a call's buffers, limbs and counters share memory */
+  FS_OUT_OF_RANGE = 5,     /* learning rate, betas, ...: no step can use it, or not in fp32 */
   FS_CORRUPT = 6,          /* a stored scale is not one that encoding makes */
   FS_ENVIRONMENT = 7, /* rounding is not to nearest, or denormals are flushed, on this thread */
   FS_INTERNAL = 8,

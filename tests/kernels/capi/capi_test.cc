@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cfenv>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/capi/flashshard.h"
@@ -111,6 +113,95 @@ TEST(CApiStep, LeavesAGroupWithANonFiniteGradientAndCountsIt) {
   EXPECT_EQ(rejected, 6);
   for (size_t i = 32; i < 64; ++i) EXPECT_EQ(state.weight(i), before.weight(i));
   EXPECT_NE(state.weight(1), before.weight(1));
+}
+
+// Without gradient and momentum nothing else changes a weight.
+TEST(CApiStep, WithAPeakRateDecaysByTheRatesShareOfIt) {
+  const auto weight_after = [](fs_rule rule, double rate, double peak) {
+    std::vector<float> gradient(kCount), weight(kCount, 2.0f), momentum(kCount), variance(kCount);
+    fs_tensor tensor = {};
+    tensor.struct_size = sizeof(tensor);
+    tensor.weight_format = FS_FP32;
+    tensor.state_format = FS_STATE_FP32;
+    tensor.gradient_type = FS_TYPE_FP32;
+    tensor.count = kCount;
+    tensor.gradient = buffer(gradient);
+    tensor.weight = buffer(weight);
+    tensor.momentum = buffer(momentum);
+    if (rule == FS_ADAMW) tensor.variance = buffer(variance);
+    fs_step step = step_of(rule_cases()[0], Rounding::kNearest);
+    step.rule = rule;
+    step.learning_rate = rate;
+    step.peak_learning_rate = peak;
+    step.weight_decay = 0.5;
+    EXPECT_EQ(fs_apply_step(&tensor, &step, nullptr), FS_OK) << fs_last_error();
+    EXPECT_EQ(weight, std::vector<float>(kCount, weight[0])) << "not the same for all elements";
+    return weight[0];
+  };
+  for (const fs_rule rule : {FS_ADAMW, FS_LION, FS_SGDW}) {
+    SCOPED_TRACE(rule);
+    EXPECT_EQ(weight_after(rule, 0.25, 0), 2 * (1 - 0.5f * 0.25f)) << "no peak";
+    EXPECT_EQ(weight_after(rule, 0.25, 0.25), 2 * (1 - 0.5f));
+    EXPECT_EQ(weight_after(rule, 0.25, 0.5), 2 * (1 - 0.5f * 0.5f));
+    EXPECT_EQ(weight_after(rule, 0x1p-12, 0x1p-11), 2 * (1 - 0.5f * 0.5f)) << "whatever the size";
+    EXPECT_EQ(weight_after(rule, 0x1p-13, 0x1p-11), 2 * (1 - 0.5f * 0.25f));
+    EXPECT_EQ(weight_after(rule, 0, 0.5), 2);
+  }
+}
+
+TEST(CApiStep, RefusesACounterThatIsMisalignedOrLiesInATensor) {
+  UpdateState state(rule_cases()[0], {}, kCount);
+  state.fill(3, 8);
+  const fs_tensor tensor = tensor_of(state.tensor());
+  const fs_step step = step_of(rule_cases()[0], Rounding::kStochastic);
+  const std::pair<const char*, fs_buffer> buffers[] = {{"gradient", tensor.gradient},
+                                                       {"weight", tensor.weight},
+                                                       {"correction", tensor.correction},
+                                                       {"momentum", tensor.momentum},
+                                                       {"momentum_scales", tensor.momentum_scales},
+                                                       {"variance", tensor.variance},
+                                                       {"variance_scales", tensor.variance_scales}};
+  const UpdateState before = state;
+  const auto gradient_bytes = [&] {
+    const auto* bytes = static_cast<const char*>(tensor.gradient.data);
+    return std::string(bytes, bytes + tensor.gradient.bytes);
+  };
+  const std::string gradient_before = gradient_bytes();
+  for (const auto& [name, memory] : buffers) {
+    SCOPED_TRACE(name);
+    // A multiple of 8 within it.
+    const uintptr_t inside = (reinterpret_cast<uintptr_t>(memory.data) + 7) / 8 * 8;
+    auto* const counter = reinterpret_cast<int64_t*>(inside);
+    EXPECT_EQ(fs_apply_step(&tensor, &step, counter), FS_OVERLAP);
+    EXPECT_THAT(fs_last_error(), HasSubstr(name));
+    EXPECT_THAT(fs_last_error(), HasSubstr("rejected_groups"));
+    EXPECT_TRUE(state == before);
+    EXPECT_EQ(gradient_bytes(), gradient_before);
+  }
+  std::array<int64_t, 2> counters = {5, 5};
+  auto* const odd = reinterpret_cast<int64_t*>(reinterpret_cast<char*>(counters.data()) + 4);
+  EXPECT_EQ(fs_apply_step(&tensor, &step, odd), FS_MISALIGNED);
+  EXPECT_TRUE(state == before);
+  EXPECT_EQ(fs_apply_step(&tensor, &step, counters.data()), FS_OK) << fs_last_error();
+  EXPECT_FALSE(state == before);
+}
+
+TEST(CApiStep, TakesWhatIsJustFiniteInFP32) {
+  const auto status_of = [](const std::function<void(fs_step&)>& change) {
+    UpdateState state(rule_cases()[0], {}, kCount);
+    const fs_tensor tensor = tensor_of(state.tensor());
+    fs_step step = step_of(rule_cases()[0], Rounding::kNearest);
+    step.weight_decay = 0;
+    step.t = 1;
+    change(step);
+    return fs_apply_step(&tensor, &step, nullptr);
+  };
+  // Each beside the row of bad_steps() with the next larger one.
+  EXPECT_EQ(status_of([](auto& s) { s.learning_rate = 3e37; }), FS_OK) << fs_last_error();
+  EXPECT_EQ(status_of([](auto& s) { s.beta1 = 1 - 0x1p-24; }), FS_OK) << fs_last_error();
+  EXPECT_EQ(status_of([](auto& s) { s.beta2 = 1 - 0x1p-24; }), FS_OK) << fs_last_error();
+  EXPECT_EQ(status_of([](auto& s) { s.epsilon = 3e38; }), FS_OK) << fs_last_error();
+  EXPECT_EQ(status_of([](auto& s) { s.gradient_factor = 3e38; }), FS_OK) << fs_last_error();
 }
 
 TEST(CApiCodecs, EncodeAndDecodeEveryWeightFormat) {
@@ -231,6 +322,20 @@ std::vector<BadStep> bad_steps() {
       {"NegativePeakRate", FS_OUT_OF_RANGE, "peak learning rate",
        [](auto&, auto& s) { s.peak_learning_rate = -1; }},
       {"RateBeyondFP32", FS_OUT_OF_RANGE, "fp32", [](auto&, auto& s) { s.learning_rate = 1e300; }},
+      {"StepSizeBeyondFP32", FS_OUT_OF_RANGE, "learning rate over 1 - beta1^t",
+       [](auto&, auto& s) {
+         s.learning_rate = 3e38;  // itself an fp32 number
+         s.t = 1;
+       }},
+      {"GradientFactorBeyondFP32", FS_OUT_OF_RANGE, "gradient factor",
+       [](auto&, auto& s) { s.gradient_factor = 4e38; }},
+      {"EpsilonBeyondFP32", FS_OUT_OF_RANGE, "epsilon must be positive and finite in fp32",
+       [](auto&, auto& s) { s.epsilon = 4e38; }},
+      {"DecayBeyondFP32", FS_OUT_OF_RANGE, "weight decay must be 0 or more, and an fp32 number",
+       [](auto&, auto& s) {
+         s.learning_rate = 0;
+         s.weight_decay = 4e38;
+       }},
       {"UnknownWeightFormat", FS_INVALID_ARGUMENT, "weight_format is 9",
        [](auto& t, auto&) { t.weight_format = 9; }},
       {"UnknownStateFormat", FS_INVALID_ARGUMENT, "state_format is -1",
@@ -252,6 +357,15 @@ std::vector<BadStep> bad_steps() {
       {"RateIsNaN", FS_OUT_OF_RANGE, "learning rate",
        [nan](auto&, auto& s) { s.learning_rate = nan; }},
       {"BetaOfOne", FS_OUT_OF_RANGE, "beta1", [](auto&, auto& s) { s.beta1 = 1; }},
+      {"Beta1OfOneInFP32", FS_OUT_OF_RANGE, "beta1 must lie in [0, 1) in fp32",
+       [](auto&, auto& s) { s.beta1 = 1 - 1e-12; }},
+      {"Beta2OfOneInFP32", FS_OUT_OF_RANGE, "beta2 must lie in [0, 1) in fp32",
+       [](auto&, auto& s) { s.beta2 = 1 - 0x1p-25; }},
+      {"MomentumOfOneInFP32", FS_OUT_OF_RANGE, "momentum must lie in [0, 1) in fp32",
+       [](auto&, auto& s) {
+         s.rule = FS_SGDW;
+         s.beta1 = 1 - 0x1p-25;
+       }},
       {"NegativeBeta", FS_OUT_OF_RANGE, "beta2", [](auto&, auto& s) { s.beta2 = -0.5; }},
       {"NoEpsilon", FS_OUT_OF_RANGE, "epsilon", [](auto&, auto& s) { s.epsilon = 0; }},
       {"StepZero", FS_OUT_OF_RANGE, "counted from 1", [](auto&, auto& s) { s.t = 0; }},
