@@ -251,7 +251,8 @@ checkpoint::SaveRequest RunCheckpoint::request(const RunProgress& progress) cons
 
 void RunCheckpoint::report(const checkpoint::SaveResult& saved) {
   for (const std::string& warning : saved.warnings) reporter_.warning(warning);
-  reporter_.info(fmt::format("saved {}", saved.path));
+  // Of the state in memory: `flashshard hash` must find the same in the files.
+  reporter_.info(fmt::format("saved {}, hash {}", saved.path, saved.hash.total().hex()));
   last_saved_ = saved.path;
 }
 

@@ -178,8 +178,9 @@ class Runs(EndToEnd):
             self.assertEqual(code, 8, stdout + stderr)
             self.assertEqual(self.status(1, run)["state"], "stopped")
             self.assertIn(wanted, self.status(0, run)["reason"])
-            self.call(self.train(run, *LONG), ranks=2)
+            resumed = self.call(self.train(run, *LONG), ranks=2)
             self.assertEqual(self.hash(run), self.hash("whole"))
+            self.assertIn(f"-00000400, hash {self.hash(run)}\n", resumed.stdout, "the state in memory, without reading a file")
 
     def processes(self):
         """The pids of this test's ranks, and of the mpirun above them."""
