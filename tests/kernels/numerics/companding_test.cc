@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "kernels/numerics/formats.h"
@@ -24,6 +25,12 @@ float root_scale_of(float magnitude) {
   return Codec::scale(Codec::root_scale_code(bits_of(magnitude)));
 }
 
+/// Every code from the smallest to the largest.
+std::vector<uint16_t> all_scale_codes() {
+  std::vector<uint16_t> codes(numerics::kLargestScaleCode - numerics::kSmallestScaleCode + 1);
+  std::iota(codes.begin(), codes.end(), numerics::kSmallestScaleCode);
+  return codes;
+}
 std::vector<uint16_t> sampled_scale_codes() {
   std::vector<uint16_t> codes = {numerics::kSmallestScaleCode, numerics::kSmallestScaleCode + 1,
                                  numerics::kLargestScaleCode - 1, numerics::kLargestScaleCode};
@@ -64,30 +71,37 @@ TEST(ScaleCode, MomentumRoundsToNearestEvenAndVarianceUpAtEightMantissaBits) {
   EXPECT_EQ(Codec::momentum_scale_code(0x3f80c000u), (0x3f80c000u >> 15) + 1);
 }
 
+// These two count, as 32 million assertions would take their time without optimisation.
 TEST(MomentumCode, EncodingADecodedCodeGivesItBackAtEveryScale) {
-  for (uint16_t code : sampled_scale_codes()) {
+  int64_t checked = 0;
+  for (uint16_t code : all_scale_codes()) {
     const float scale = Codec::scale(code);
-    for (int q = -127; q <= 127; ++q) {
+    int wrong = 0;
+    for (int q = -127; q <= 127; ++q, ++checked) {
       const float m = Codec::momentum(static_cast<float>(q), scale);
-      ASSERT_EQ(static_cast<int8_t>(Codec::momentum_code(m, scale)), q) << std::hex << code;
+      wrong += static_cast<int8_t>(Codec::momentum_code(m, scale)) != q ? 1 : 0;
     }
+    ASSERT_EQ(wrong, 0) << std::hex << code;
   }
+  EXPECT_EQ(checked, 31489 * 255);
 }
 
 TEST(VarianceCode, EncodingADecodedCodeGivesItBackAtEveryScale) {
-  for (uint16_t code : sampled_scale_codes()) {
+  int64_t checked = 0;
+  for (uint16_t code : all_scale_codes()) {
     const float scale = Codec::scale(code);
-    for (uint32_t q = 0; q <= 255; ++q) {
-      const float root = Codec::root(static_cast<float>(q), Codec::root_step(scale));
-      for (uint32_t noise : {0u, kToNearest, 255u}) {
-        ASSERT_EQ(Codec::root_code(root, Codec::codes_per_root(scale), noise), q)
-            << std::hex << code;
-      }
-      if (q == 255) {
-        ASSERT_EQ(Codec::root_scale_code(bits_of(root)), code) << "and its scale";
-      }
+    const float step = Codec::root_step(scale), rate = Codec::codes_per_root(scale);
+    int wrong = 0;
+    for (uint32_t q = 0; q <= 255; ++q, ++checked) {
+      const float root = Codec::root(static_cast<float>(q), step);
+      // The least and the largest noise: so it is with all between, to nearest too.
+      for (uint32_t noise : {0u, kToNearest, 255u})
+        wrong += Codec::root_code(root, rate, noise) != q ? 1 : 0;
     }
+    ASSERT_EQ(wrong, 0) << std::hex << code;
+    ASSERT_EQ(Codec::root_scale_code(bits_of(Codec::root(255.0f, step))), code) << "and its scale";
   }
+  EXPECT_EQ(checked, 31489 * 256);
 }
 
 TEST(VarianceCode, IsUnbiasedOverTheNoise) {

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/rounding.h"
@@ -41,8 +42,8 @@ UpdateTensor decaying(UpdateState& state, float factor) {
   return tensor;
 }
 
-UpdateFactors factors_of(Rounding rounding, uint64_t t = 5) {
-  return make_update_factors(Rule::kAdamW, {}, 1e-3, 1.0, rounding, t);
+UpdateFactors factors_of(Rounding rounding) {
+  return make_update_factors(Rule::kAdamW, {}, 1e-3, 1.0, rounding, 5);
 }
 
 class FirstElement : public testing::TestWithParam<int64_t> {};
@@ -115,29 +116,71 @@ TEST_P(FirstElement, AVarianceCodeIsRoundedWithTheElementsByteWhateverTheWeight)
   }
 }
 
-/// Mean movement of weights near 1.5 after many updates of 3/256 of the format's step there, over
-/// the expected.
-double drift_ratio(WeightFormat format, double step_of_format, Rounding rounding) {
-  constexpr int kSteps = 400;
-  UpdateState state = equal_weights(format, 1.5f, 8192, 0);
-  const float factor = static_cast<float>(1.0 - step_of_format / 128.0);
-  const UpdateTensor tensor = decaying(state, factor);
-  for (uint64_t t = 1; t <= kSteps; ++t)
-    cpu::update_loops().update(tensor, factors_of(rounding, t), 0, tensor.count);
-  double moved = 0;
-  for (size_t i = 0; i < state.size(); ++i) moved += 1.5 - state.weight(i);
-  const double expected = 1.5 - 1.5 * std::pow(double{factor}, kSteps);
-  return moved / static_cast<double>(state.size()) / expected;
+// ---- drift ----
+
+constexpr double kBF16Ulp = 0x1p-7;  // of the weights below, which stay in [1, 2)
+constexpr int kDriftSteps = 300;
+
+/// What a step of so many ulp of bf16 takes from a weight that is rounded to fp32 alone.
+double update_in_fp32(double step) {
+  const auto update = static_cast<float>(step * kBF16Ulp);
+  return 1.5 - static_cast<float>(1.5 - double{update});
 }
 
-TEST(StochasticRounding, RealisesUpdatesFarBelowTheFormatsStep) {
-  EXPECT_NEAR(drift_ratio(WeightFormat::kSplit24, 0x1p-15, Rounding::kStochastic), 1.0, 0.03);
-  EXPECT_NEAR(drift_ratio(WeightFormat::kBF16, 0x1p-7, Rounding::kStochastic), 1.0, 0.03);
+/// How far `count` weights of 1.5 went in the mean by steps of SGD, over the updates after their
+/// fp32 rounding, which is the same for every x of the format in [1, 2).
+double drift_ratio(WeightFormat format, double step, Rounding rounding, int64_t count) {
+  const RuleCase plain{"PlainSGD", Rule::kSGD, {.beta1 = 0}};
+  UpdateState state(plain, {format, StateFormat::kFP32, DType::kFP32, rounding}, count);
+  for (size_t i = 0; i < state.size(); ++i) {
+    state.set_weight(i, 1.5f);
+    state.set_gradient(i, 1.0f);
+  }
+  UpdateTensor tensor = state.tensor();
+  tensor.coupled_decay = 0;
+  for (uint64_t t = 1; t <= kDriftSteps; ++t) {
+    const UpdateFactors factors =
+        make_update_factors(plain.rule, plain.hyper, step * kBF16Ulp, 1.0, rounding, t);
+    EXPECT_EQ(cpu::update_loops().update(tensor, factors, 0, tensor.count), 0);
+  }
+  double moved = 0;
+  for (size_t i = 0; i < state.size(); ++i) {
+    moved += 1.5 - state.weight(i);
+    EXPECT_GE(state.weight(i), 1.0f);
+  }
+  return moved / static_cast<double>(count) / (kDriftSteps * update_in_fp32(step));
+}
+
+/// So many weights that the ratio's standard error is half a per cent. A step lands on one of the
+/// two values of the format beside it: a draw, whose variance is that of a coin.
+int64_t weights_to_look_at(WeightFormat format, double step) {
+  const double steps_of_format =
+      update_in_fp32(step) / kBF16Ulp * (format == WeightFormat::kSplit24 ? 256 : 1);
+  const double odds = steps_of_format - std::floor(steps_of_format);
+  const double error = 0.005 * steps_of_format;
+  return static_cast<int64_t>(std::ceil(odds * (1 - odds) / (error * error) / kDriftSteps));
+}
+
+/// Format, and ulp of bf16 that a step is long. V1's master loses steps below 1/508.
+class Drift : public testing::TestWithParam<std::tuple<WeightFormat, double>> {};
+INSTANTIATE_TEST_SUITE_P(Steps, Drift,
+                         testing::Combine(testing::Values(WeightFormat::kSplit24,
+                                                          WeightFormat::kBF16),
+                                          testing::Values(2e-4, 1e-3, 1.0 / 508, 0.1)));
+
+TEST_P(Drift, OfStochasticRoundingIsThatOfTheUpdates) {
+  const auto [format, step] = GetParam();
+  const double ratio =
+      drift_ratio(format, step, Rounding::kStochastic, weights_to_look_at(format, step));
+  EXPECT_NEAR(ratio, 1.0, 0.02);
 }
 
 TEST(NearestRounding, StallsAtUpdatesBelowHalfTheFormatsStep) {
-  EXPECT_EQ(drift_ratio(WeightFormat::kSplit24, 0x1p-15, Rounding::kNearest), 0.0);
-  EXPECT_EQ(drift_ratio(WeightFormat::kBF16, 0x1p-7, Rounding::kNearest), 0.0);
+  for (double step : {2e-4, 1e-3, 1.0 / 513}) {
+    EXPECT_EQ(drift_ratio(WeightFormat::kSplit24, step, Rounding::kNearest, 32), 0.0) << step;
+    EXPECT_EQ(drift_ratio(WeightFormat::kBF16, step, Rounding::kNearest, 32), 0.0) << step;
+  }
+  EXPECT_EQ(drift_ratio(WeightFormat::kBF16, 0.1, Rounding::kNearest, 32), 0.0);
 }
 
 TEST(StochasticRounding, NoiseBytesAreUniform) {

@@ -442,25 +442,30 @@ INSTANTIATE_TEST_SUITE_P(All, SymmetricRules, testing::ValuesIn(symmetric_cases(
 
 TEST_P(SymmetricRules, OppositeWeightsGradientsAndMomentaGiveOppositeResults) {
   for_each_format([&](const UpdateFormat& format) {
-    UpdateState state(rule(), format, 333);
-    state.fill(31, 20);
-    UpdateState opposite = state;
-    for (size_t i = 0; i < state.size(); ++i) {
-      state.set_weight(i, state.weight(i));  // of both the same, but for the sign
-      opposite.set_weight(i, -state.weight(i));
-      opposite.set_gradient(i, -state.gradient(i));
-      opposite.momentum8[i] = static_cast<int8_t>(-state.momentum8[i]);
-      opposite.momentum32[i] = -state.momentum32[i];
+    UpdateState start(rule(), format, 333);
+    start.fill(31, 20);
+    UpdateState negated = start;
+    for (size_t i = 0; i < start.size(); ++i) {
+      start.set_weight(i, start.weight(i));  // of both the same, but for the sign
+      negated.set_weight(i, -start.weight(i));
+      negated.set_gradient(i, -start.gradient(i));
+      negated.momentum8[i] = static_cast<int8_t>(-start.momentum8[i]);
+      negated.momentum32[i] = -start.momentum32[i];
     }
-    for (uint64_t t = 1; t <= 2; ++t) {
-      cpu::update_loops().update(state.tensor(), factors_at(rule(), t, Rounding::kNearest), 0, 333);
-      cpu::update_loops().update(opposite.tensor(), factors_at(rule(), t, Rounding::kNearest), 0,
-                                 333);
-    }
-    for (size_t i = 0; i < state.size(); ++i) {
-      ASSERT_EQ(opposite.weight(i), -state.weight(i)) << i;
-      ASSERT_EQ(opposite.momentum(i), -state.momentum(i)) << i;
-      ASSERT_EQ(opposite.root(i), state.root(i)) << i;
+    // Noise is added to the bits of a magnitude, and the same to both: so stochastic rounding is as
+    // symmetric as rounding to nearest.
+    for (Rounding rounding : {Rounding::kNearest, format.rounding}) {
+      UpdateState state = start, opposite = negated;
+      for (uint64_t t = 1; t <= 2; ++t) {
+        const UpdateFactors factors = factors_at(rule(), t, rounding);
+        cpu::update_loops().update(state.tensor(), factors, 0, 333);
+        cpu::update_loops().update(opposite.tensor(), factors, 0, 333);
+      }
+      for (size_t i = 0; i < state.size(); ++i) {
+        ASSERT_EQ(opposite.weight(i), -state.weight(i)) << i;
+        ASSERT_EQ(opposite.momentum(i), -state.momentum(i)) << i;
+        ASSERT_EQ(opposite.root(i), state.root(i)) << i;
+      }
     }
   });
 }
