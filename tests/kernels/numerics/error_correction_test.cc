@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/cpu/update_loops.h"
+#include "tests/sanitizers.h"
 
 namespace flashshard {
 namespace {
@@ -103,7 +104,8 @@ TEST_P(ErrorCorrection, KeepsTheAuthorsSevenInvariants) {
   const bool all = std::getenv("FLASHSHARD_ALL_MANTISSAS") != nullptr;
   const int exponents = sweep.last_exponent - sweep.first_exponent + 1;
   for (int exponent = sweep.first_exponent; exponent <= sweep.last_exponent; ++exponent) {
-    const bool whole = all || std::ranges::count(sweep.whole, exponent) > 0;
+    const bool whole =
+        all || (!test::kUnderSanitizers && std::ranges::count(sweep.whole, exponent) > 0);
     const uint32_t stride = whole ? 1 : exponents > 100 ? 2003 : 251;
     for (uint32_t sign : {0u, 0x80000000u}) {
       const Counts total = exceptions_of_exponent(sweep.fp16, exponent, sign, stride);
@@ -144,6 +146,7 @@ class ErrorCorrectionRoundedTwice : public testing::TestWithParam<RoundedTwice> 
 
 TEST_P(ErrorCorrectionRoundedTwice, HasExactlyTheExceptionsOfUncontractedSums) {
   const auto& [exponent, expected] = GetParam();
+  if (test::kUnderSanitizers && exponent != -125) GTEST_SKIP() << "other builds count them all";
   for (uint32_t sign : {0u, 0x80000000u})
     EXPECT_EQ(exceptions_of_exponent(false, exponent, sign, 1), expected);
 }

@@ -10,6 +10,7 @@
 #include "kernels/cpu/update_loops.h"
 #include "kernels/numerics/health.h"
 #include "tests/kernels/numerics/update_state.h"
+#include "tests/sanitizers.h"
 
 namespace flashshard {
 namespace {
@@ -165,7 +166,8 @@ TEST(Health, CountsUpdatesThatRoundToNothing) {
 }
 
 TEST(Health, KnowsWhichElementOfAGroupMoves) {
-  for (size_t mover : {0, 3, 4, 9, 15, 16, 22, 31}) {
+  const std::vector<size_t> all = {0, 3, 4, 9, 15, 16, 22, 31};
+  for (size_t mover : test::kUnderSanitizers ? std::vector<size_t>{9} : all) {
     const auto set = [mover](UpdateState& s, size_t i) {
       s.set_weight(i, 1.0f);
       s.set_gradient(i, i % kGroup == mover ? 1.0f : 0.0f);

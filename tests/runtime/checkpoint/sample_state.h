@@ -24,15 +24,12 @@
 #include "runtime/checkpoint/load.h"
 #include "runtime/checkpoint/save.h"
 #include "runtime/checkpoint/schema.h"
+#include "tests/sanitizers.h"
 
 namespace flashshard::checkpoint::test {
 
-/// Sanitizers make everything about eight times slower: a sample may be so much smaller there.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr size_t kSampleDivisor = 8;
-#else
-constexpr size_t kSampleDivisor = 1;
-#endif
+/// Of large samples one in so many is enough under sanitizers.
+constexpr size_t kSampleDivisor = flashshard::test::kUnderSanitizers ? 8 : 1;
 
 /// A folder of its own for a test, removed at its end.
 class TemporaryFolder {
