@@ -3,18 +3,17 @@
 // and tensors too small for every rank.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <initializer_list>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,14 +34,16 @@ constexpr size_t kSampleDivisor = flashshard::test::kUnderSanitizers ? 8 : 1;
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    static std::atomic<int> count = 0;
     // In memory where that is possible: what is tested are orders and faults, not the speed of a
-    // disk's fsync.
+    // disk's fsync. A name that nothing had: a process that a test ends on purpose leaves its own
+    // folder, and process numbers come again.
     const std::filesystem::path memory = "/dev/shm";
-    path_ =
-        (std::filesystem::is_directory(memory) ? memory : std::filesystem::temp_directory_path()) /
-        ("flashshard-checkpoint-" + std::to_string(::getpid()) + "-" + std::to_string(count++));
-    std::filesystem::create_directories(path_);
+    std::string name =
+        ((std::filesystem::is_directory(memory) ? memory : std::filesystem::temp_directory_path()) /
+         "flashshard-checkpoint-XXXXXX")
+            .string();
+    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make " + name);
+    path_ = name;
   }
   ~TemporaryFolder() {
     std::error_code ignored;
