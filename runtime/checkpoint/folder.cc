@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <functional>
 #include <random>
 
 #include "runtime/checkpoint/manifest.h"
@@ -53,6 +54,29 @@ void make_name_durable(FileSystem& file_system, const std::string& checkpoints_f
   }
 }
 
+struct Step {
+  int64_t step = 0;
+  std::string path;
+  bool complete = false;
+};
+
+/// The folders of exact names, oldest first, of one listing: a run may be saving.
+std::vector<Step> steps_in(const std::string& checkpoints_folder, FileSystem& file_system) {
+  std::vector<Step> steps;
+  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return steps;
+  for (const std::string& name : list(file_system, checkpoints_folder)) {
+    const auto step = step_of_name(name);
+    const std::string path = join(checkpoints_folder, name);
+    if (!step) continue;
+    const bool complete = is_complete(path, file_system);
+    // Not one that a run deleted since.
+    if (!complete && kind_of(file_system, path) != PathKind::kDirectory) continue;
+    steps.push_back({*step, path, complete});
+  }
+  std::ranges::sort(steps, {}, &Step::step);
+  return steps;
+}
+
 }  // namespace
 
 std::string step_name(int64_t step) { return fmt::format("{}{:08}", kStepPrefix, step); }
@@ -76,38 +100,28 @@ bool is_complete(const std::string& step_folder, FileSystem& file_system) {
 std::vector<CompleteCheckpoint> list_complete(const std::string& checkpoints_folder,
                                               FileSystem& file_system) {
   std::vector<CompleteCheckpoint> complete;
-  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return complete;
-  for (const std::string& name : list(file_system, checkpoints_folder)) {
-    const auto step = step_of_name(name);
-    const std::string path = join(checkpoints_folder, name);
-    if (step && is_complete(path, file_system)) complete.push_back({*step, path});
+  for (const Step& step : steps_in(checkpoints_folder, file_system)) {
+    if (step.complete) complete.push_back({step.step, step.path});
   }
-  std::ranges::sort(complete, {}, &CompleteCheckpoint::step);
   return complete;
 }
 
 std::optional<std::string> find_latest_complete(const std::string& checkpoints_folder,
                                                 FileSystem& file_system) {
-  const auto complete = list_complete(checkpoints_folder, file_system);
-  const int64_t newest = complete.empty() ? -1 : complete.back().step;
-  if (kind_of(file_system, checkpoints_folder) == PathKind::kMissing) return std::nullopt;
-  for (const std::string& name : list(file_system, checkpoints_folder)) {
-    const std::string path = join(checkpoints_folder, name);
-    if (step_of_name(name).value_or(-1) <= newest) continue;
-    if (kind_of(file_system, path) != PathKind::kDirectory) continue;
-    const std::string manifest = join(path, kManifestFile);
-    const bool missing = kind_of(file_system, manifest) == PathKind::kMissing;
-    throw Error(
-        ExitCode::kCheckpoint,
-        missing ? "the newest checkpoint has no manifest"
-                : "the newest checkpoint's manifest is damaged, or of another version",
-        manifest,
-        complete.empty()
-            ? "restore it, or move the folder away"
-            : fmt::format("restore it, or move the folder away to go back to step {}", newest));
-  }
-  if (complete.empty()) return std::nullopt;
-  return complete.back().path;
+  const std::vector<Step> steps = steps_in(checkpoints_folder, file_system);
+  if (steps.empty()) return std::nullopt;
+  if (steps.back().complete) return steps.back().path;
+  const std::string manifest = join(steps.back().path, kManifestFile);
+  const bool missing = kind_of(file_system, manifest) == PathKind::kMissing;
+  const auto behind = std::find_if(steps.rbegin(), steps.rend(), std::mem_fn(&Step::complete));
+  throw Error(
+      ExitCode::kCheckpoint,
+      missing ? "the newest checkpoint has no manifest"
+              : "the newest checkpoint's manifest is damaged, or of another version",
+      manifest,
+      behind == steps.rend()
+          ? "restore it, or move the folder away"
+          : fmt::format("restore it, or move the folder away to go back to step {}", behind->step));
 }
 
 std::string resolve(const std::string& argument, FileSystem& file_system) {

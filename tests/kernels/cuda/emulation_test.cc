@@ -81,6 +81,30 @@ TEST(RefinedQuotient, OfADivisorWhoseMantissaIsAllOnesIsAUnitOffAtMostForPowersO
   }
 }
 
+TEST(RefinedQuotient, ThatIsAUnitOffChangesNoCode) {
+  for (int shift = 0; shift <= 40; ++shift) {
+    // V1: a power of two against a group's largest member, which is all ones.
+    const float unit = 0x1.fffffep+0f, member = std::ldexp(1.0f, -shift), exact = member / unit;
+    for (const float u : {std::nextafter(exact, 0.0f), std::nextafter(exact, 1.0f)}) {
+      const auto momentum_code = [](float x) { return std::floor(127 * (2 * x / (1 + x)) + 0.5f); };
+      EXPECT_EQ(momentum_code(u), momentum_code(exact)) << shift;
+      EXPECT_EQ(std::floor(u * 255 + 0.5f), std::floor(exact * 255 + 0.5f)) << shift;
+    }
+  }
+  // V2: a scale of 8 bits and a momentum, of which 254 times is a power of two, never are all ones
+  // together.
+  for (uint32_t mantissa = 0; mantissa < 256; ++mantissa) {
+    const float scale = std::bit_cast<float>(0x3f800000u | mantissa << 15);
+    for (int shift = -8; shift <= 40; ++shift) {
+      const float near = std::ldexp(1.0f / 254.0f, -shift);
+      for (const float m : {std::nextafter(near, 0.0f), near, std::nextafter(near, 1e30f)}) {
+        if (254.0f * m != std::ldexp(1.0f, -shift)) continue;
+        EXPECT_NE(std::bit_cast<uint32_t>(scale + m) & 0x7fffffu, 0x7fffffu) << scale << " " << m;
+      }
+    }
+  }
+}
+
 TEST(RefinedQuotient, IsCorrectlyRoundedOverTheDomain) {
   std::mt19937_64 random(1);
   for (int i = 0; i < 300000; ++i) {

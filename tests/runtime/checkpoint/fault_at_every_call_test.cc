@@ -199,6 +199,8 @@ class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, 
     if (std::ranges::count(attempt.errors, "") > 0) promises.note(report_of(30));
     const auto broken = promises.broken_on(storage.disk(), kFolder);
     EXPECT_FALSE(broken) << broken->what;
+    const auto refused = refused_start(storage.disk(), kFolder);
+    EXPECT_FALSE(refused) << *refused;
   }
 
   /// The next start cleans up, and the step is saved.

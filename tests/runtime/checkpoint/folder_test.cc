@@ -74,6 +74,22 @@ TEST(FindLatest, DoesNotGoBackBehindADamagedCheckpoint) {
   EXPECT_EQ(find_latest_complete(folder), std::nullopt);
 }
 
+TEST(FindLatest, TakesACheckpointThatARunSavesMeanwhileForNoDamage) {
+  TemporaryFolder run;
+  for (const int64_t step : {10, 20}) ASSERT_THAT(save_on_ranks(run.path(), step, 1), Each(""));
+  std::filesystem::rename(run / "step-00000020", run / "later");
+  // Right after the listing, and right before its only checkpoint is looked at, another one comes.
+  FaultyFileSystem saving([&](const std::string& call, const std::string& path) {
+    if (call == "open" && path.find("step-00000010") != std::string::npos) {
+      std::error_code once;
+      std::filesystem::rename(run / "later", run / "step-00000020", once);
+    }
+    return 0;
+  });
+  EXPECT_EQ(find_latest_complete(run.path(), saving), run / "step-00000010");
+  EXPECT_EQ(find_latest_complete(run.path()), run / "step-00000020");
+}
+
 TEST(FindLatest, ADiskThatCannotAnswerIsAnErrorAndNotAnOlderCheckpoint) {
   TemporaryFolder run;
   for (const int64_t step : {100, 110}) save_on_ranks(run.path(), step, 1);

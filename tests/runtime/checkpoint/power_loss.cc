@@ -301,4 +301,15 @@ std::optional<Violation> Promises::broken_on(const Disk& disk, const std::string
   return broken_latest(disk, folder);
 }
 
+std::optional<std::string> refused_start(const Disk& disk, const std::string& folder) {
+  SimulatedStorage storage(disk);
+  HostFileSystem file_system(storage);
+  try {
+    find_latest_complete(folder, file_system);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 }  // namespace flashshard::checkpoint::test

@@ -42,6 +42,10 @@ struct Violation {
   std::string what;
 };
 
+/// Why a start on this storage would be refused, if it would: no crash may leave what
+/// find_latest_complete takes for damage.
+std::optional<std::string> refused_start(const Disk& disk, const std::string& folder);
+
 /// What was promised up to a point of a log.
 class Promises {
  public:

@@ -175,6 +175,7 @@ Replay replay(const Recording& recording, size_t dropped = kNone, const Sampling
   Promises promises(contents_of_steps({10, 20, 30}));
   for (const Operation& operation : recording.before) promises.note(operation);
   Disk disk = recording.start;
+  const bool was_damaged = refused_start(disk, kFolder).has_value();
   for (size_t i = 0; i <= recording.log.size() && !result.broken; ++i) {
     if (i > 0 && i - 1 != dropped) disk.apply(recording.log[i - 1]);
     if (i > 0) promises.note(recording.log[i - 1]);
@@ -185,6 +186,9 @@ Replay replay(const Recording& recording, size_t dropped = kNone, const Sampling
     for_each_power_loss(disk, here, [&](const Disk& survivor) {
       ++result.states;
       result.broken = promises.broken_on(survivor, kFolder);
+      if (!result.broken && dropped == kNone && !was_damaged) {
+        if (const auto why = refused_start(survivor, kFolder)) result.broken = {' ', *why};
+      }
       if (result.broken) {
         result.broken->what +=
             fmt::format(", cut after {} of {} operations, before {}", i, recording.log.size(),
