@@ -28,7 +28,7 @@ package() {
   cp "$build/tests/cuda_gpu_test" "$here/gpu_suite.sh" "$here/gpu_suite.py" "$root/kernels/capi/example.py" "$folder/"
   cp -L "$build/libflashshard_codec_cuda.so" "$folder/"
   cp -L "$(ldd "$build/tests/cuda_gpu_test" | awk '/libhwy\.so/ { print $3 }')" "$folder/"
-  cp "$root"/tests/kernels/numerics/golden/{adamw_fp32,flashoptim_codecs}.bin "$folder/tests/kernels/numerics/golden/"
+  cp "$root"/tests/kernels/numerics/golden/*.bin "$folder/tests/kernels/numerics/golden/"
   git -C "$root" rev-parse HEAD >"$folder/commit.txt" 2>/dev/null || echo "no repository" >"$folder/commit.txt"
   python3 -m pip --quiet download --no-deps --dest "$folder/python" flashoptim==0.1.4 ||
     fail "pip could not fetch flashoptim 0.1.4 (PyPI)"

@@ -13,7 +13,7 @@
 #include "kernels/numerics/bf16.h"
 #include "kernels/numerics/exact_sum.h"
 #include "tests/kernels/cuda/device_under_test.h"
-#include "tests/kernels/numerics/golden_file.h"
+#include "tests/kernels/numerics/golden_updates.h"
 #include "tests/kernels/numerics/update_state.h"
 
 namespace flashshard {
@@ -158,28 +158,14 @@ TEST_F(Update, NoTensorsAreNoWork) {
   device_under_test::update({}, factors_at(rule_cases()[0], 1, Rounding::kNearest));
 }
 
-TEST_F(Update, TenStepsInFP32FollowPyTorch) {
-  constexpr size_t kCount = 333, kSteps = 10;
-  constexpr UpdateFormat kAllFP32{WeightFormat::kFP32, StateFormat::kFP32, DType::kFP32,
-                                  Rounding::kNearest};
-  Golden golden("adamw_fp32.bin");
-  UpdateState state(rule_cases()[0], kAllFP32, kCount);
-  const auto weights = golden.next<float>(kCount);
-  for (size_t i = 0; i < kCount; ++i) state.set_weight(i, weights[i]);
-  for (uint64_t t = 1; t <= kSteps; ++t) {
-    const auto gradients = golden.next<float>(kCount), expected = golden.next<float>(kCount);
-    const auto momenta = golden.next<float>(kCount), variances = golden.next<float>(kCount);
-    for (size_t i = 0; i < kCount; ++i) state.set_gradient(i, gradients[i]);
-    UpdateTensor tensor = state.tensor();
-    set_decay(tensor, Rule::kAdamW, {.rate = 0.1}, 3e-3);
-    device_under_test::update({&tensor, 1}, make_update_factors(Rule::kAdamW, rule_cases()[0].hyper,
-                                                                3e-3, 1.0, Rounding::kNearest, t));
-    for (size_t i = 0; i < kCount; ++i) {
-      ASSERT_NEAR(state.weight(i), expected[i], 2e-6 * std::fabs(expected[i]) + 1e-8) << i;
-      ASSERT_NEAR(state.momentum32[i], momenta[i], 1e-6 * std::fabs(momenta[i]) + 1e-9 * 64) << i;
-      ASSERT_NEAR(state.variance32[i], variances[i], 2e-6 * std::fabs(variances[i])) << i;
-    }
-  }
+TEST_F(Update, AgreesWithEveryGoldenFile) {
+  const golden::StepCall step = [](const UpdateTensor& tensor, const UpdateFactors& factors) {
+    device_under_test::update({&tensor, 1}, factors);
+  };
+  golden::expect_adamw_follows_pytorch(step);
+  golden::expect_rules_follow_pytorch(step);
+  golden::expect_flashoptim_updates(step);
+  golden::expect_flashoptim_momenta(step);
 }
 
 // ---- masters ----
@@ -239,7 +225,7 @@ class Masters : public OnDevice<testing::Test> {};
 
 TEST_F(Masters, OfFlashOptimAreThePackagesBitForBit) {
   Golden golden("flashoptim_codecs.bin");
-  for (size_t count : {size_t{1293}, size_t{1281}}) {  // momenta and variances, of no concern here
+  for (size_t count : {size_t{1293}, size_t{1281}}) {  // momenta and variances
     golden.next<float>(count), golden.next<uint8_t>(count);
     golden.next<uint16_t>((count + kGroup - 1) / kGroup), golden.next<float>(count);
   }

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <random>
 #include <thread>
@@ -12,12 +11,11 @@
 #include "kernels/cpu/update.h"
 #include "kernels/cpu/update_loops.h"
 #include "kernels/error.h"
+#include "tests/kernels/numerics/golden_updates.h"
 #include "tests/kernels/numerics/update_state.h"
 
 namespace flashshard {
 namespace {
-
-constexpr RuleHyperparameters kHyper{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
 
 UpdateFactors factors_at(const RuleCase& rule, uint64_t t, Rounding rounding,
                          double learning_rate = 1e-2) {
@@ -245,21 +243,6 @@ TEST_P(UpdateRules, AStepAgreesWithFP64WithinTheFormatsPrecision) {
   });
 }
 
-// ---- PyTorch ----
-
-constexpr UpdateFormat kAllFP32{WeightFormat::kFP32, StateFormat::kFP32, DType::kFP32,
-                                Rounding::kNearest};
-
-std::vector<float> golden_values(const std::string& name, size_t count) {
-  std::vector<float> values(count);
-  std::ifstream file(std::string(FLASHSHARD_TEST_DATA) + "/kernels/numerics/golden/" + name,
-                     std::ios::binary);
-  EXPECT_TRUE(file.read(reinterpret_cast<char*>(values.data()),
-                        static_cast<std::streamsize>(count * sizeof(float))))
-      << name;
-  return values;
-}
-
 TEST(AdamWCompanded, TheVarianceForgetsAsFastAsInFP64) {
   // A long average: no step moves a root by as much as half a code. Gradients fall to a tenth half
   // way.
@@ -293,65 +276,16 @@ TEST(AdamWCompanded, TheVarianceForgetsAsFastAsInFP64) {
   EXPECT_NEAR(mean_ratio(), 1.0, 0.02);
 }
 
-TEST(AdamW, TenStepsInFP32FollowPyTorch) {
-  constexpr size_t kCount = 333, kSteps = 10;
-  const auto golden = golden_values("adamw_fp32.bin", kCount * (1 + 4 * kSteps));
-  const auto part = [&](size_t index, size_t i) { return golden[index * kCount + i]; };
-  UpdateState state(rule_cases()[0], kAllFP32, kCount);
-  for (size_t i = 0; i < kCount; ++i) state.set_weight(i, part(0, i));
-  for (size_t step = 0; step < kSteps; ++step) {
-    for (size_t i = 0; i < kCount; ++i) state.set_gradient(i, part(1 + 4 * step, i));
-    UpdateTensor tensor = state.tensor();
-    set_decay(tensor, Rule::kAdamW, {.rate = 0.1}, 3e-3);
-    const UpdateFactors factors =
-        make_update_factors(Rule::kAdamW, kHyper, 3e-3, 1.0, Rounding::kNearest, step + 1);
-    cpu::update({&tensor, 1}, factors, serial);
-    for (size_t i = 0; i < kCount; ++i) {
-      const float x = part(2 + 4 * step, i), m = part(3 + 4 * step, i), v = part(4 + 4 * step, i);
-      ASSERT_NEAR(state.weight(i), x, 2e-6 * std::fabs(x) + 1e-8) << "step " << step << " at " << i;
-      ASSERT_NEAR(state.momentum32[i], m, 1e-6 * std::fabs(m) + 1e-9 * 64) << i;
-      ASSERT_NEAR(state.variance32[i], v, 2e-6 * std::fabs(v)) << i;
-    }
-  }
-}
+// ---- PyTorch ----
 
-/// A rule in rules_fp32.bin: its first part there, and how many parts a step has.
-struct TorchRule {
-  RuleCase rule;
-  size_t first_part, parts;
-};
-class TorchRules : public testing::TestWithParam<TorchRule> {};
-INSTANTIATE_TEST_SUITE_P(
-    All, TorchRules,
-    testing::Values(TorchRule{{"Adam", Rule::kAdam, kHyper}, 6, 3},
-                    TorchRule{{"SGD", Rule::kSGD, {.beta1 = 0.9}}, 21, 2},
-                    TorchRule{{"Nesterov", Rule::kSGD, {.beta1 = 0.9, .nesterov = true}}, 31, 2},
-                    TorchRule{{"Plain", Rule::kSGD, {.beta1 = 0}}, 41, 2}),
-    [](const auto& instance) { return instance.param.rule.name; });
-
-TEST_P(TorchRules, FiveStepsInFP32FollowPyTorch) {
-  constexpr size_t kCount = 97, kSteps = 5;
-  const auto golden = golden_values("rules_fp32.bin", kCount * 51);
-  const auto part = [&](size_t index, size_t i) { return golden[index * kCount + i]; };
-  const auto& [rule, first_part, parts] = GetParam();
-  UpdateState state(rule, kAllFP32, kCount);
-  for (size_t i = 0; i < kCount; ++i) state.set_weight(i, part(0, i));
-  for (size_t step = 0; step < kSteps; ++step) {
-    for (size_t i = 0; i < kCount; ++i) state.set_gradient(i, part(1 + step, i));
-    UpdateTensor tensor = state.tensor();
-    set_decay(tensor, rule.rule, {.rate = 0.1}, 3e-3);
-    const UpdateFactors factors =
-        make_update_factors(rule.rule, rule.hyper, 3e-3, 1.0, Rounding::kNearest, step + 1);
-    cpu::update({&tensor, 1}, factors, serial);
-    const size_t at = first_part + step * parts;
-    for (size_t i = 0; i < kCount; ++i) {
-      const float x = part(at, i), m = part(at + 1, i);
-      ASSERT_NEAR(state.weight(i), x, 2e-6 * std::fabs(x) + 1e-8) << "step " << step << " at " << i;
-      ASSERT_NEAR(state.momentum32[i], m, 2e-6 * std::fabs(m) + 1e-7) << i;
-      if (parts == 3) {
-        ASSERT_NEAR(state.variance32[i], part(at + 2, i), 3e-6 * part(at + 2, i)) << i;
-      }
-    }
+TEST(UpdateRulesInFP32, FollowPyTorch) {
+  for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+    SCOPED_TRACE(loops->name);
+    const auto step = [&](const UpdateTensor& tensor, const UpdateFactors& factors) {
+      *tensor.rejected_groups += loops->update(tensor, factors, 0, tensor.count);
+    };
+    golden::expect_adamw_follows_pytorch(step);
+    golden::expect_rules_follow_pytorch(step);
   }
 }
 

@@ -100,6 +100,16 @@ def signed_ties():
     return np.array(ties, dtype=np.float32)
 
 
+def root_ties():
+    """Variances whose root's code against a maximum of 1 lies exactly between two integers, as fp32 evaluates it."""
+    ties = []
+    for k in range(255):
+        v = np.float32(((k + 0.5) / 255) ** 2)
+        near = (np.arange(-200, 201) + int(v.view(np.uint32))).astype(np.uint32).view(np.float32)
+        ties += list(near[np.sqrt(near) * np.float32(255) == np.float32(k + 0.5)][:1])
+    return np.array(ties, dtype=np.float32)
+
+
 def moment_values(n, signed):
     values = np.zeros(n, dtype=np.float32)
     least, most = (-126, 15.99) if signed else (-120, 31.9)  # of the variance's root: half of it
@@ -123,6 +133,9 @@ def moment_values(n, signed):
         values[96:128] = ((np.arange(32) + 0.5) * 8 / 255) ** 2
         values[127] = 1.0
         values[256:288] = np.float32(4.29e9) * random.uniform(0, 1, 32)
+        ties = root_ties()
+        ties = ties[:len(ties) // 31 * 31].reshape(-1, 31)
+        values[288:288 + 32 * len(ties)] = np.concatenate([np.ones((len(ties), 1), np.float32), ties], axis=1).ravel()
     return values
 
 
@@ -130,7 +143,10 @@ def weight_values(n, largest_bits):
     bits = random.integers(0, largest_bits + 1, n, dtype=np.uint32) | (random.integers(0, 2, n, dtype=np.uint32) << 31)
     special = [0, 1, 0x7FFF, 0x8000, 0x8001, 0x007FFFFF, 0x00800000, 0x00807FFF, 0x00808000, 0x00818000, largest_bits,
                largest_bits - 1, 0x3F800000, 0x3F7FFFFF, 0x3F7F8000, 0x3F7F8001, 0x3F808000, 0x3F818000, 0x3F801000,
-               0x3F803000, 0x387FFFFF, 0x38800000, 0x33000000, 0x33000001, 0x32FFFFFF]
+               0x3F803000, 0x387FFFFF, 0x38800000, 0x33000000, 0x33000001, 0x32FFFFFF,
+               # Half of the way to the midpoint, the one place where 127 r / 2^12 (fp16) and 127 r / 2^15 (bf16) are ties.
+               0x3F800800, 0x3F801800, 0x3F802800, 0x38800800, 0x38801800, 0x477FC800, 0x3F804000, 0x3F80C000, 0x3F814000,
+               0x00804000, 0x477E4000]
     bits[:2 * len(special)] = special + [s | 0x80000000 for s in special]
     ordinary = slice(2 * len(special), 2 * len(special) + 400)
     bits[ordinary] = random.standard_normal(400).astype(np.float32).view(np.uint32)
