@@ -3,7 +3,7 @@
 
   benchmarks/format_errors.py [path of libflashshard_codec.so]
 
-Python's standard library alone; synthetic values, one fixed seed, under a minute. Prints the table of docs/numerics.md.
+Python's standard library alone; synthetic values, one fixed seed, about two minutes. Prints the table of docs/numerics.md.
 """
 
 import ctypes
@@ -68,29 +68,30 @@ def moment_errors(state_format, moment):
 
 
 class Run:
-    """COUNT weights under AdamW in one format."""
+    """Weights under AdamW in one format."""
 
-    def __init__(self, weight_format, state_format, rounding, initial, beta2):
-        self.rounding, self.beta2, self.t = rounding, beta2, 0
+    def __init__(self, weight_format, state_format, rounding, initial, beta2, epsilon=1e-8):
+        self.rounding, self.beta2, self.epsilon, self.t = rounding, beta2, epsilon, 0
+        count = len(initial)
         corrections, codes = {SPLIT32: ctypes.c_int16}.get(weight_format, ctypes.c_int8), state_format != FP32
         state = ctypes.c_uint8 if codes else ctypes.c_float
-        self.values = (ctypes.c_float * COUNT)(*[initial] * COUNT)
-        self.gradient = (ctypes.c_float * COUNT)()
-        self.weight, self.correction = (ctypes.c_uint16 * COUNT)(), (corrections * COUNT)()
-        self.states = [(state * COUNT)() for _ in range(2)]
-        fresh = [0x4300 if state_format == V2 else 0] * (COUNT // GROUP)
+        self.values = (ctypes.c_float * count)(*initial)
+        self.gradient = (ctypes.c_float * count)()
+        self.weight, self.correction = (ctypes.c_uint16 * count)(), (corrections * count)()
+        self.states = [(state * count)() for _ in range(2)]
+        fresh = [0x4300 if state_format == V2 else 0] * (count // GROUP)
         self.scales = [(ctypes.c_uint16 * len(fresh))(*fresh) if codes else None for _ in range(2)]
-        self.master = Master(ctypes.sizeof(Master), weight_format, COUNT, buffer(self.values), buffer(self.weight),
+        self.master = Master(ctypes.sizeof(Master), weight_format, count, buffer(self.values), buffer(self.weight),
                              buffer(self.correction))
         call(library.fs_encode_master, ctypes.byref(self.master), None)
-        self.tensor = Tensor(ctypes.sizeof(Tensor), weight_format, state_format, 1, COUNT, 0, 7, 0, buffer(self.gradient),
+        self.tensor = Tensor(ctypes.sizeof(Tensor), weight_format, state_format, 1, count, 0, 7, 0, buffer(self.gradient),
                              buffer(self.weight), buffer(self.correction), buffer(self.states[0]), buffer(self.scales[0]),
                              buffer(self.states[1]), buffer(self.scales[1]))
 
     def step(self, gradient, learning_rate):
         self.gradient[:] = gradient
         self.t += 1
-        step = Step(ctypes.sizeof(Step), ADAMW, self.rounding, 0, learning_rate, 0.9, self.beta2, 1e-8, 0, 0, 0, 1, self.t)
+        step = Step(ctypes.sizeof(Step), ADAMW, self.rounding, 0, learning_rate, 0.9, self.beta2, self.epsilon, 0, 0, 0, 1, self.t)
         call(library.fs_apply_step, ctypes.byref(self.tensor), ctypes.byref(step), None)
 
     def weights(self):
@@ -100,7 +101,7 @@ class Run:
 
 def drift(weight_format, state_format, rounding, learning_rate, steps=400):
     """Weights of 1 under a constant gradient: each step is one learning rate; how much of it remains."""
-    run = Run(weight_format, state_format, rounding, 1.0, 0.999)
+    run = Run(weight_format, state_format, rounding, [1.0] * COUNT, 0.999)
     for _ in range(steps):
         run.step([1.0] * COUNT, learning_rate)
     return f"{(1 - sum(run.weights()) / COUNT) / (steps * learning_rate):.2f}"
@@ -110,13 +111,31 @@ def longest_step(weight_format, state_format, rounding, spread, steps=150, learn
     """Gradients whose sizes differ inside a group by exp(N(0, spread)); the longest step, in learning rates."""
     random.seed(4)
     sizes = [math.exp(random.gauss(0, spread)) for _ in range(COUNT)]
-    run, before, longest = Run(weight_format, state_format, rounding, 1.0, 0.999), [1.0] * COUNT, 0.0
+    run, before, longest = Run(weight_format, state_format, rounding, [1.0] * COUNT, 0.999), [1.0] * COUNT, 0.0
     for _ in range(steps):
         run.step([s * random.gauss(0, 1) for s in sizes], learning_rate)
         after = run.weights()
         longest = max(longest, max(abs(a - b) for a, b in zip(after, before)) / learning_rate)
         before = after
     return f"{longest:.3g} lr"
+
+
+def descent(weight_format, state_format, rounding, center, distance, rate, scale=1.0, steps=2000, count=1024):
+    """A noisy quadratic around `center`, curvatures spread by exp(N(0, 1.5)): its loss at the end over that at the start.
+    Gradients and epsilon are multiplied by `scale`, which changes no step of exact AdamW; the rate falls along a cosine."""
+    random.seed(5)
+    curvature = [0.01 * math.exp(random.gauss(0, 1.5)) for _ in range(count)]
+    weights = [center + distance * random.gauss(0, 1) for _ in range(count)]
+    run = Run(weight_format, state_format, rounding, weights, 0.999, 1e-8 * scale)
+
+    def loss():
+        return sum(h * (x - center) ** 2 for h, x in zip(curvature, run.weights()))
+
+    start = loss()
+    for t in range(steps):
+        run.step([scale * (h * (x - center) + 0.02 * math.sqrt(h) * distance * random.gauss(0, 1))
+                  for h, x in zip(curvature, run.weights())], rate * 0.5 * (1 + math.cos(math.pi * t / steps)))
+    return f"{loss() / start:.2g}"
 
 
 def main():
@@ -130,6 +149,10 @@ def main():
     for spread in (1, 2, 3):
         rows.append((f"gradients spread by exp(N(0, {spread})): longest step",) + tuple(
             longest_step(*f, spread) for f in formats.values()))
+    for scale in (1, 1e-5):
+        rows.append((f"noisy quadratic, gradients x {scale:g}: loss, end / start",) + tuple(
+            descent(*f, 0.0, 0.05, 1e-3, scale) for f in formats.values()))
+    rows.append(("the same around weights of 1, rate 1e-5",) + tuple(descent(*f, 1.0, 5e-3, 1e-5) for f in formats.values()))
     for row in [("",) + tuple(formats), ("---",) * 4] + rows:
         print("| " + " | ".join(row) + " |")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The codecs, rules and norms on NEON, under emulation: the tests of tests/kernels/numerics built for arm64 and run by qemu.
-# They compare NEON with the scalar loops and with the golden files, bit for bit. For x86-64 machines with Debian; part of the
-# nightly, not of CI (about ten minutes of one core). Highway's arm64 library is unpacked beside the build, not installed.
+# The codecs, rules and norms on NEON, under emulation: the tests of tests/kernels/numerics and of the C library built for arm64
+# and run by qemu. They compare NEON with the scalar loops and with the golden files, bit for bit. For x86-64 machines with Debian;
+# part of the nightly, not of CI (about ten minutes of one core). Highway's arm64 library is unpacked beside the build, not installed.
 #   tests/neon.sh            all of them
 #   tests/neon.sh FILTER     those that GoogleTest's filter lets through
 set -euo pipefail
@@ -22,12 +22,12 @@ fi
 
 # As CMake compiles them: the sources' list and flags are kernels/numerics/sources.cmake's.
 sources=$(sed -n 's/^  \(\(numerics\|cpu\)\/[a-z0-9_]*\.cc\)[)]*$/kernels\/\1/p' kernels/numerics/sources.cmake)
-tests=$(ls tests/kernels/numerics/*_test.cc)
+tests=$(ls tests/kernels/numerics/*_test.cc tests/kernels/capi/*_test.cc kernels/capi/*.cc)
 gtest=/usr/src/googletest
 compile() {
   local object
   object="$build/objects/$(echo "$1" | tr / _).o"
-  [ "$object" -nt "$1" ] && [ -z "$(find kernels tests/kernels/numerics -newer "$object" -name '*.[hi]*' -print -quit)" ] && return
+  [ "$object" -nt "$1" ] && [ -z "$(find kernels tests/kernels/{numerics,capi} -newer "$object" -name '*.[hi]*' -print -quit)" ] && return
   aarch64-linux-gnu-g++-12 -std=c++20 -O2 -ffp-contract=off -fno-math-errno -I. -I"$gtest/googletest" \
     -I"$gtest/googlemock" -I"$gtest/googletest/include" -I"$gtest/googlemock/include" \
     -DFLASHSHARD_TEST_DATA="\"$PWD/tests\"" -c "$1" -o "$object"

@@ -58,6 +58,13 @@ void require_ieee_arithmetic() {
   if ((_mm_getcsr() & kFlushes) != 0) {
     throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (MXCSR has FTZ or DAZ set)");
   }
+#elif defined(__aarch64__)
+  constexpr uint64_t kFlushes = 0x1000001;  // FZ, and FIZ of processors that have it
+  uint64_t control = 0;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  if ((control & kFlushes) != 0) {
+    throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (FPCR has FZ or FIZ set)");
+  }
 #endif
 }
 
@@ -87,6 +94,16 @@ void Buffers::require_disjoint() const {
   for (size_t i = 1; i < sorted.size(); ++i) {
     if (sorted[i - 1].end <= sorted[i].begin) continue;
     throw Refusal(FS_OVERLAP, text(sorted[i - 1]) + " and " + text(sorted[i]) + " share memory");
+  }
+}
+
+void require_limbs(const int64_t* limbs, size_t count) {
+  constexpr int64_t kMost = int64_t{1} << 62;
+  for (size_t i = 0; i < count; ++i) {
+    if (limbs[i] >= 0 && limbs[i] <= kMost) continue;
+    throw Refusal(FS_INVALID_ARGUMENT, "limbs[" + std::to_string(i) + "] is " +
+                                           std::to_string(limbs[i]) +
+                                           ", a sum of squares lies in 0 to 2^62");
   }
 }
 

@@ -59,6 +59,8 @@ class Buffers {
   std::optional<size_t> tensor_;
 };
 
+/// Sums of squares, never negative, with room for the next ones.
+void require_limbs(const int64_t* limbs, size_t count);
 /// Every scale is one that encoding makes.
 void require_scales(int32_t format, const fs_buffer& scales, const char* name);
 

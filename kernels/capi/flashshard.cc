@@ -262,6 +262,7 @@ int64_t add_squares(Buffers& buffers, const fs_buffer& values, int32_t type, int
   const auto dtype = static_cast<DType>(type);
   buffers.require(values, static_cast<uint64_t>(count) * size_of(dtype), size_of(dtype), "values");
   buffers.require_disjoint();
+  require_limbs(limbs.data(), limbs.size());
   const Tensor tensor(values.data, dtype, {count});
   int64_t nonfinite = 0;
   cpu::exact_norm({{&tensor, 1}, limbs, &nonfinite}, serial);
@@ -349,6 +350,7 @@ fs_status fs_norm(const int64_t* limbs, double* norm) {
     capi::require_numbers(buffers, limbs, FS_NORM_LIMBS, "limbs");
     capi::require_numbers(buffers, norm, 1, "norm");
     buffers.require_disjoint();
+    capi::require_limbs(limbs, FS_NORM_LIMBS);
     const auto sum = std::span<const int64_t, FS_NORM_LIMBS>(limbs, FS_NORM_LIMBS);
     *norm = std::sqrt(flashshard::numerics::exact_sum_value(sum));
   });

@@ -162,8 +162,9 @@ FS_API fs_status fs_apply_step(const fs_tensor* tensor, const fs_step* step,
                                int64_t* rejected_groups);
 
 /* Adds the exact sum of squares of `count` elements to limbs[FS_NORM_LIMBS] (start with zeros),
- * with the same result at every order and split at groups. Groups with an element of 2^60 or more
- * are left out and their number is added to *nonfinite_groups (start with 0), which may be null. */
+ * with the same result at every order and split at groups; those of several ranks may be added.
+ * Groups with an element of 2^60 or more are left out and their number is added to
+ * *nonfinite_groups (start with 0), which may be null. */
 FS_API fs_status fs_add_squares(fs_buffer values, int32_t type, int64_t count, int64_t* limbs,
                                 int64_t* nonfinite_groups);
 /* The square root of the sum, rounded once from it to double, then once more. */

@@ -10,7 +10,7 @@
 #include <ctime>
 #include <deque>
 #include <functional>
-#include <optional>
+#include <memory>
 #include <string_view>
 
 #include "kernels/cpu/thread_pool.h"
@@ -75,6 +75,16 @@ PlainUpdate plain_update(const UpdateCase& which, const PlainUpdates& table) {
 }
 
 using Step = std::function<void(const UpdateTensor&, const UpdateFactors&, int64_t, int64_t)>;
+
+/// The same step as training takes it, counting.
+Step with_health(const cpu::UpdateLoops& loops) {
+  return [&loops, health = std::make_shared<UpdateHealth>()](
+             const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin, int64_t end) {
+    UpdateTensor counted = tensor;
+    counted.health = health.get();
+    loops.update(counted, factors, begin, end);
+  };
+}
 
 /// V1's loop evaluates in the order of FlashOptim's authors, so its last bits differ, and with them
 /// a code now and then.
@@ -184,6 +194,10 @@ class RuleBench {
       require_same_update(which, loops->update, loops->name, true);
       contenders_.push_back(
           {&memory, std::string(loops->name), "flashshard", loops->update, rounds});
+      if (options_.health) {
+        contenders_.push_back(
+            {&memory, std::string(loops->name), "with_health", with_health(*loops), rounds});
+      }
       for (const PlainUpdates& table : plain_updates()) {
         const PlainUpdate plain = plain_update(which, table);
         if (plain == nullptr || table.instruction_set != loops->name) continue;

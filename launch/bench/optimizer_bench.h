@@ -18,6 +18,7 @@ struct OptimizerBenchOptions {
   int threads = 1;
   int repeat = 7;  // rounds; the scalar loops take part in at most three
   Rounding rounding = Rounding::kStochastic;
+  bool health = false;  // each loop once more, with the health counters of training
   // Names as in the configuration (scalar, avx2, ... for instruction sets); empty: all there are.
   std::vector<std::string> rules;    // ADAMW, ADAM, LION, SGD, SGDW
   std::vector<std::string> formats;  // V2, FLASHOPTIM_V1, FP32
@@ -30,7 +31,7 @@ struct OptimizerBenchRow {
   std::string rule, format;
   int master_bits = 24;
   std::string instruction_set;
-  std::string implementation;      // "flashshard", "plain_loop" or "hinted_loop"
+  std::string implementation;      // "flashshard", "with_health", "plain_loop" or "hinted_loop"
   double bytes_per_parameter = 0;  // read and written
   double seconds = 0;              // median of the rounds
   double shortest = 0, longest = 0;

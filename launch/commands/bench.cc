@@ -45,6 +45,8 @@ void add_choices(CLI::App& command, OptimizerBenchOptions& options) {
   command.add_option("--isa", options.instruction_sets,
                      "Instruction sets (scalar, avx2, avx512, neon); all of this machine when left "
                      "out");
+  command.add_flag("--health", options.health,
+                   "Each loop once more, counting the health of the states as in training");
   command
       .add_option("--rounding", options.rounding,
                   "STOCHASTIC or NEAREST, of weights and variance codes; FLASHOPTIM_V1 has NEAREST "
@@ -81,6 +83,7 @@ void add_optimizer(CLI::App& bench, Action& action) {
       "Examples:\n  flashshard bench optimizer --json optimizer.json\n"
       "  flashshard bench optimizer --rule ADAMW --format V2 FLASHOPTIM_V1 --master 24 --isa avx2 "
       "--elements 67108864 --repeat 15\n"
+      "  flashshard bench optimizer --rule ADAMW --format V2 --master 24 --health --repeat 31\n"
       "  flashshard bench optimizer --rule LION --threads 2");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }

@@ -229,6 +229,16 @@ Violation group_decay_shrinks(const proto::RunConfig& config) {
   });
 }
 
+Violation betas_are_below_1_in_fp32(const proto::RunConfig& config) {
+  for (const auto& [name, beta] : {std::pair{"beta1", config.optimizer().beta1()},
+                                   std::pair{"beta2", config.optimizer().beta2()}}) {
+    if (static_cast<float>(beta) < 1) continue;
+    return fmt::format("optimizer.{} is {}, which is 1 in fp32; the largest below is 0.99999994",
+                       name, beta);
+  }
+  return {};
+}
+
 Violation dampening_and_nesterov_have_a_momentum(const proto::RunConfig& config) {
   const auto& optimizer = config.optimizer();
   if (optimizer.dampening() == 0 && !optimizer.nesterov()) return {};
@@ -358,6 +368,8 @@ constexpr std::array kRules = {
     FieldRule{"`optimizer.decouple_lr` goes with the rules ADAMW, LION and SGDW, of "
               "`optimizer.group` too.",
               decouple_lr_has_a_decoupled_decay},
+    FieldRule{"`optimizer.beta1` and `optimizer.beta2` are below 1 in fp32, too.",
+              betas_are_below_1_in_fp32},
     FieldRule{
         "`optimizer.dampening` and `optimizer.nesterov` go with `optimizer.rule` SGD and SGDW "
         "and `optimizer.beta1` above 0, not both at once.",

@@ -535,6 +535,9 @@ class Benchmarks(EndToEnd):
         report = json.loads(path.read_text())
         self.assertEqual((report["clock"], report["rounding"], report["threads"]), ("wall", "NEAREST", 2))
         self.assertEqual([(r["rule"], r["format"], r["over_plain_loop"]) for r in report["rows"]], [("LION", "V2", None)])
+        self.call([*self.SMALL, "--rule", "SGD", "--format", "V2", "--master", "24", "--isa", "scalar", "--health", "--json", path])
+        rows = json.loads(path.read_text())["rows"]
+        self.assertEqual([(r["rule"], r["implementation"]) for r in rows], [("SGD", "flashshard"), ("SGD", "with_health")])
 
     def test_bad_options_are_one_line_and_nothing_is_measured(self):
         for wrong in (["--elements", "0"], ["--elements", "33"], ["--elements", "many"], ["--rule", "PAINT"], ["--format", "V3"],

@@ -259,6 +259,10 @@ std::vector<Spoil> bad_norms() {
        [](auto& a) { a.limbs = nullptr; }},
       {limbs, "MisalignedLimbs", FS_MISALIGNED, "limbs does not start at a multiple of 8",
        [](auto& a) { a.limbs = integer_at(a.limbs, -4); }},
+      {limbs, "NegativeLimb", FS_INVALID_ARGUMENT, "limbs[4] is -1, a sum of squares lies in 0 to",
+       [](auto& a) { a.limbs[4] = -1; }},
+      {limbs, "HugeLimb", FS_INVALID_ARGUMENT, "limbs[9] is 9223372036854775807",
+       [](auto& a) { a.limbs[FS_NORM_LIMBS - 1] = INT64_MAX; }},
       {norm, "NullNorm", FS_INVALID_ARGUMENT, "norm is null", [](auto& a) { a.norm = nullptr; }},
       {norm, "MisalignedNorm", FS_MISALIGNED, "norm does not start at a multiple of 8",
        [](auto& a) { a.norm = reinterpret_cast<double*>(at(a.norm, 4)); }},
@@ -310,29 +314,47 @@ TEST(CApiCalls, SucceedAndChangeMemoryUnlessSpoiled) {
 }
 
 #if defined(__SSE__)
-/// Of every call, in the mode of the SSE unit that `flush` sets.
+unsigned denormal_mode() { return _mm_getcsr(); }
+void set_denormal_mode(unsigned mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+uint64_t denormal_mode() {
+  uint64_t mode = 0;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_denormal_mode(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#endif
+
+#if defined(__SSE__) || defined(__aarch64__)
+/// Of every call, in the mode of the floating-point unit that `flush` sets.
 void expect_refusal_of_flushed_denormals(const std::function<void()>& flush) {
   for (const Call& call : kCalls) {
     SCOPED_TRACE(call.name);
     Arguments arguments;
     const auto before = arguments.bytes();
-    const unsigned mode = _mm_getcsr();
+    const auto mode = denormal_mode();
     flush();
     const fs_status status = call.run(arguments);
-    _mm_setcsr(mode);
+    set_denormal_mode(mode);
     EXPECT_EQ(status, FS_ENVIRONMENT);
     EXPECT_THAT(fs_last_error(), HasSubstr("flushes denormals"));
     EXPECT_TRUE(arguments.bytes() == before);
     EXPECT_EQ(call.run(arguments), FS_OK) << "with the thread's own mode: " << fs_last_error();
   }
 }
+#endif
 
+#if defined(__SSE__)
 TEST(CApiCalls, RefuseAThreadThatFlushesDenormalResults) {
   expect_refusal_of_flushed_denormals([] { _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON); });
 }
 
 TEST(CApiCalls, RefuseAThreadThatTakesDenormalsForZero) {
   expect_refusal_of_flushed_denormals([] { _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON); });
+}
+#elif defined(__aarch64__)
+TEST(CApiCalls, RefuseAThreadThatFlushesDenormals) {
+  expect_refusal_of_flushed_denormals([] { set_denormal_mode(denormal_mode() | 1u << 24); });
 }
 #endif
 

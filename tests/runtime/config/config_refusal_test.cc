@@ -318,6 +318,8 @@ const std::vector<BrokenRule> kBrokenRules = {
     {{"optimizer.decouple_lr=true", "optimizer.rule=SGD"},
      "optimizer.decouple_lr",
      "optimizer.rule SGD"},
+    {{"optimizer.beta1=0.99999999"}, "optimizer.beta1 is 0.99999999", "1 in fp32"},
+    {{"optimizer.beta2=0.99999998"}, "optimizer.beta2 is 0.99999998", "0.99999994"},
     {{"optimizer.nesterov=true"}, "optimizer.nesterov", "not ADAMW"},
     {{"optimizer.rule=SGDW", "optimizer.beta1=0", "optimizer.dampening=0.1"},
      "optimizer.dampening",
