@@ -7,8 +7,9 @@ and decoded by libflashshard_codec, and the step that follows from them is compa
   benchmarks/state_errors.py runs/fp32/checkpoints/step-00000490
 
 Matrices and embeddings, as in training: vectors keep fp32. Errors are normalised mean squares, |decoded - true|^2 / |true|^2,
-over all elements; a step is m / (sqrt(v) + epsilon) with AdamW's bias corrections, in learning rates. Prints the table of
-docs/numerics.md.
+over all elements; a step is m / (sqrt(v) + epsilon) with AdamW's bias corrections, in learning rates. Errors that a state has
+gathered are seen in a closed loop: 100 further steps with the same random gradients for every format, of the deviations that the
+checkpoint's variances tell, states stored and read back each time. Prints the table of docs/numerics.md.
 """
 import argparse
 import ctypes
@@ -24,7 +25,8 @@ sys.path.insert(0, str(ROOT / "kernels" / "capi"))
 from example import Buffer, Step, Tensor  # noqa: E402  (the binding of the C library's own example)
 
 GROUP = 32
-V2, V1, SPLIT32, FP32_GRADIENT, ADAMW = 0, 2, 1, 1, 0
+V2, FP32, V1, SPLIT32, FP32_GRADIENT, ADAMW = 0, 1, 2, 1, 1, 0
+LOOP_STEPS, LOOP_GROUPS, LOOP_DRIFT = 100, 400, 0.3  # of each tensor; mean over deviation of a gradient
 NEAREST, STOCHASTIC = 0, 1
 SMALLEST = {V1: 0x3FF, V2: 0x4300}  # scale codes up to here
 FORMATS = {"V1": (V1, NEAREST), "V2": (V2, STOCHASTIC), "V2, `rounding: NEAREST`": (V2, NEAREST)}
@@ -99,6 +101,50 @@ def matrices(folder):
                     yield base, read(name), read(base + ".variance")
 
 
+class Loop:
+    """States of one format under AdamW."""
+
+    def __init__(self, codec, state_format, rounding, count, betas):
+        self.codec, self.format, self.betas, self.rounding, self.t = codec, state_format, betas, rounding, 0
+        groups, code = -(-count // GROUP), np.float32 if state_format == FP32 else np.uint8
+        self.states = [np.zeros(count, code) for _ in range(2)]
+        fresh = 0x4300 if state_format == V2 else 0
+        self.scales = [np.full(0 if state_format == FP32 else groups, fresh, np.uint16) for _ in range(2)]
+        self.gradient, self.weight, self.correction = np.zeros(count, np.float32), np.zeros(count, np.uint16), np.zeros(count, np.int16)
+        self.tensor = Tensor(ctypes.sizeof(Tensor), SPLIT32, state_format, FP32_GRADIENT, count, 0, 42, 0, buffer(self.gradient),
+                             buffer(self.weight), buffer(self.correction), buffer(self.states[0]), buffer(self.scales[0]),
+                             buffer(self.states[1]), buffer(self.scales[1]))
+
+    def step(self, gradient):
+        self.gradient[:] = gradient
+        self.t += 1
+        step = Step(ctypes.sizeof(Step), ADAMW, self.rounding, 0, 0, *self.betas, 1e-8, 0, 0, 0, 1, self.t)
+        rejected = ctypes.c_int64()
+        self.codec.call("fs_apply_step", ctypes.byref(self.tensor), ctypes.byref(step), ctypes.byref(rejected))
+        if rejected.value:
+            raise RuntimeError(f"{rejected.value} groups lie outside the format")
+
+    def next_step(self):
+        """m / sqrt(v) as the states tell it; 0 where nothing has been."""
+        m, v = (s.astype(np.float64) if self.format == FP32 else self.codec.decode(i, s, self.scales[i], self.format)
+                for i, s in enumerate(self.states))
+        return np.divide(m, np.sqrt(v), out=np.zeros_like(m), where=v > 0)
+
+
+def closed_loop(codec, deviations, betas):
+    """Format -> (error of the step, its length over fp32's): normalised squares, and the step's component along fp32's."""
+    random = np.random.default_rng(7)
+    loops = {name: Loop(codec, *f, deviations.size, betas) for name, f in (FORMATS | {"fp32": (FP32, NEAREST)}).items()}
+    for _ in range(LOOP_STEPS):
+        gradient = deviations * (LOOP_DRIFT + random.standard_normal(deviations.size))
+        for loop in loops.values():
+            loop.step(gradient)
+    true = loops.pop("fp32").next_step()
+    power = np.sum(true**2)
+    steps = {name: loop.next_step() for name, loop in loops.items()}
+    return {name: (np.sum((s - true) ** 2) / power, np.sum(s * true) / power) for name, s in steps.items()}
+
+
 class Sums:
     """Of one format over all tensors."""
 
@@ -145,9 +191,12 @@ def main():
         return (momentum / corrections[0]) / (root / np.sqrt(corrections[1]) + setting["epsilon"])
 
     codec, sums, longest = Codec(arguments.library), {name: Sums() for name in FORMATS}, 0.0
+    random, deviations = np.random.default_rng(8), []
     for index, (_, momentum, variance) in enumerate(matrices(arguments.checkpoint)):
         m, root = momentum.astype(np.float64), np.sqrt(variance.astype(np.float64))
         true = (m, root, step(m, root))
+        groups = root[:root.size // GROUP * GROUP].reshape(-1, GROUP)
+        deviations.append(groups[random.permutation(len(groups))[:LOOP_GROUPS]].ravel())
         longest = max(longest, np.max(np.abs(true[2])))
         for name, (state_format, rounding) in FORMATS.items():
             encoded = codec.encode(momentum, variance, state_format, rounding, index)
@@ -164,7 +213,9 @@ def main():
             f"longest step (fp32: {longest:.3g} lr)"]
     elements = next(iter(sums.values())).elements
     print(f"{manifest['model']}, {elements:,} elements of matrices after {updates} updates, beta2 {setting['beta2']:g}\n")
-    columns = [s.column() for s in sums.values()]
+    looped = closed_loop(codec, np.concatenate(deviations), (setting["beta1"], setting["beta2"]))
+    rows += [f"step after {LOOP_STEPS} steps in a closed loop: error", "the same: along fp32's step"]
+    columns = [s.column() + [f"{looped[name][0]:.1e}", f"{looped[name][1]:.4f}"] for name, s in sums.items()]
     for row in [("", *FORMATS), ("---",) * (1 + len(FORMATS)), *zip(rows, *columns)]:
         print("| " + " | ".join(row) + " |")
 
