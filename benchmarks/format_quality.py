@@ -2,20 +2,24 @@
 """Does compressed optimizer state cost quality? Trains a model with AdamW in format V2 (24-bit split master, companded 8-bit
 momentum and variance, stochastic rounding), in FLASHOPTIM_V1 if asked for, and with the fp32 reference (32-bit master, fp32
 state) on the same data and seeds, and prints the final validation losses side by side. One seed says little: two runs that
-differ in a single rounding part ways early and end a few tenths of a per cent apart, so the gate is on the mean over the seeds,
-and the spread of the reference over its own seeds is printed beside it.
+differ in a single rounding part ways early and end up to a per cent apart. So the gate is on the mean over the seeds, with its
+standard error beside it; and `fp32-again`, the reference with a micro-batch half as large (the same sums, rounded in another
+order), tells what chance alone makes of a pair of runs.
 
     launch/quickstart.sh                 # builds and prepares data/kjv
     benchmarks/format_quality.py         # three seeds, 490 steps each: about 20 minutes on two cores
     benchmarks/format_quality.py --steps 50 --seeds 1
-    benchmarks/format_quality.py --model 25m --formats V2 V1 --steps 300 --seeds 1 --ranks 1    # about 20 minutes
+    benchmarks/format_quality.py --model small --formats V2 V1 fp32-again --steps 400 --seeds 24 --ranks 1   # half an hour
+    benchmarks/format_quality.py --model 25m --formats V2 V1 --steps 300 --seeds 1 --ranks 1    # about 30 minutes
+    benchmarks/format_quality.py --model 25m --gains-factor 0.01 --formats V2 V1 --steps 300 --seeds 1 --ranks 1
 
-The table is written to benchmarks/results/format_quality.md (format_quality_25m.md). A run that is there already is not repeated.
+--write also puts the table into benchmarks/results/. A run that is there already (in runs/) is not repeated.
 """
 import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -23,21 +27,34 @@ REFERENCE = "fp32"
 FORMATS = {
     "V2": [],
     "V1": ["optimizer.state_format=FLASHOPTIM_V1"],
+    "fp32-again": ["optimizer.state=FP32", "optimizer.master_weight_bits=32", "train.micro_batch=4"],
     REFERENCE: ["optimizer.state=FP32", "optimizer.master_weight_bits=32"],
 }
 MODELS = {  # settings on top of the quick start's, and the gate in percent
     "quickstart": ([], 0.5),
+    "small": (["model.hidden_size=128", "model.layers=4", "model.heads=4", "model.kv_heads=4", "model.feed_forward_size=352",
+               "train.global_batch=8", "train.sequence_length=128", "schedule.final_fraction=0"], 0.3),
     "25m": (["model.hidden_size=512", "model.layers=8", "model.heads=8", "model.kv_heads=8", "model.feed_forward_size=1408",
-             "train.global_batch=8", "optimizer.learning_rate=1e-3"], 0.3),
+             "train.global_batch=8", "optimizer.learning_rate=1e-3", "schedule.warmup_steps=100", "schedule.final_fraction=0"], 0.3),
 }
+
+
+def gains_group(factor, name):
+    """Norm gains, by default in fp32 state whatever the format, at a rate of their own and in the format itself."""
+    state = " state: COMPANDED master_weight_bits: 24" if name in ("V2", "V1") else ""
+    return [f"optimizer.group={{ pattern: '*norm*' learning_rate_factor: {factor:g}{state} }}"]
 
 
 def final_losses(arguments, name, seed):
     """The validation loss at the end, and the mean training loss of the last 20 steps."""
     model = "" if arguments.model == "quickstart" else arguments.model + "-"
+    if arguments.gains_factor:
+        model += f"gains{arguments.gains_factor:g}-"
     run = ROOT / "runs" / f"format_quality-{model}{arguments.steps}-{name}-{seed}"
     settings = [f"run.dir={run}", f"run.seed={seed}", f"train.steps={arguments.steps}", "checkpoint.keep_last=1",
                 "train.validation_sequences=0", "train.validate_every=0", *MODELS[arguments.model][0], *FORMATS[name]]
+    if arguments.gains_factor:
+        settings += gains_group(arguments.gains_factor, name)
     command = ["mpirun", "-n", str(arguments.ranks), "--oversubscribe",
                os.environ.get("FLASHSHARD_BINARY", str(ROOT / "build" / "flashshard")), "train", "--config",
                str(ROOT / "launch" / "configs" / "quickstart.textproto")]
@@ -55,9 +72,12 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="quickstart")
     parser.add_argument("--formats", nargs="+", choices=[f for f in FORMATS if f != REFERENCE], default=["V2"],
                         help="compared with fp32 state")
+    parser.add_argument("--gains-factor", type=float, default=0,
+                        help="norm gains, stored in the format itself, at the learning rate times this")
     parser.add_argument("--steps", type=int, default=490)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="also into benchmarks/results/format_quality[_MODEL].md")
     arguments = parser.parse_args()
 
     rows, references = [], []
@@ -73,20 +93,27 @@ def main():
             rows.append(f"| {seed} | {name} | {validation:.4f} | {differences[name][-1]:+.2f} % | {training:.4f} |")
             print(rows[-1], flush=True)
     gate = MODELS[arguments.model][1]
-    means = {name: sum(values) / len(values) for name, values in differences.items()}
+    means = {name: statistics.fmean(values) for name, values in differences.items()}
     spread = 100 * (max(references) / min(references) - 1)
-    summary = "; ".join(f"{name} {mean:+.2f} %" for name, mean in means.items())
+
+    def error(values):
+        return f" (standard error {statistics.stdev(values) / len(values)**0.5:.2f})" if len(values) > 1 else ""
+
+    summary = "; ".join(f"{name} {mean:+.2f} %{error(differences[name])}" for name, mean in means.items())
+    gains = f" --gains-factor {arguments.gains_factor:g}" if arguments.gains_factor else ""
     table = "\n".join([
         "# Compressed optimizer state against fp32 state", "",
-        f"`benchmarks/format_quality.py --model {arguments.model} --formats {' '.join(arguments.formats)} --steps {arguments.steps} "
+        f"`benchmarks/format_quality.py --model {arguments.model}{gains} --formats {' '.join(arguments.formats)} --steps {arguments.steps} "
         f"--seeds {arguments.seeds} --ranks {arguments.ranks}`: AdamW on the quick start's data, the whole validation split; nats per "
         "byte.", "",
         "| seed | state | validation | beside fp32 | training (last 20 steps) |",
         "| --- | --- | --- | --- | --- |", *rows, "",
         f"Mean difference: {summary} (gate on V2: {gate} %)." +
         (f" The reference's own losses differ by {spread:.2f} % between seeds." if len(references) > 1 else ""), ""])
-    name = "format_quality.md" if arguments.model == "quickstart" else f"format_quality_{arguments.model}.md"
-    (ROOT / "benchmarks" / "results" / name).write_text(table)
+    if arguments.write:
+        model = "" if arguments.model == "quickstart" else f"_{arguments.model}"
+        gains = "_gains" if arguments.gains_factor else ""
+        (ROOT / "benchmarks" / "results" / f"format_quality{model}{gains}.md").write_text(table)
     print(table)
     raise SystemExit(0 if abs(means.get("V2", 0)) <= gate else 1)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The codecs, rules and norms on NEON, under emulation: the tests of tests/kernels/numerics and of the C library built for arm64
 # and run by qemu. They compare NEON with the scalar loops and with the golden files, bit for bit. For x86-64 machines with Debian;
-# part of the nightly, not of CI (about ten minutes of one core). Highway's arm64 library is unpacked beside the build, not installed.
+# part of the nightly, not of CI (about five minutes of one core). Highway's arm64 library is unpacked beside the build, not installed.
 #   tests/neon.sh            all of them
 #   tests/neon.sh FILTER     those that GoogleTest's filter lets through
 set -euo pipefail

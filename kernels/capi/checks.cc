@@ -59,11 +59,11 @@ void require_ieee_arithmetic() {
     throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (MXCSR has FTZ or DAZ set)");
   }
 #elif defined(__aarch64__)
-  constexpr uint64_t kFlushes = 0x1000001;  // FZ, and FIZ of processors that have it
+  constexpr uint64_t kFlushes = 0x1000003;  // FZ; of processors that have them AH and FIZ
   uint64_t control = 0;
   asm volatile("mrs %0, fpcr" : "=r"(control));
   if ((control & kFlushes) != 0) {
-    throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (FPCR has FZ or FIZ set)");
+    throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (FPCR has FZ, AH or FIZ set)");
   }
 #endif
 }

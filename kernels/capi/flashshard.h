@@ -163,6 +163,7 @@ FS_API fs_status fs_apply_step(const fs_tensor* tensor, const fs_step* step,
 
 /* Adds the exact sum of squares of `count` elements to limbs[FS_NORM_LIMBS] (start with zeros),
  * with the same result at every order and split at groups; those of several ranks may be added.
+ * Limbs outside 0 to 2^62 are no such sums: FS_INVALID_ARGUMENT.
  * Groups with an element of 2^60 or more are left out and their number is added to
  * *nonfinite_groups (start with 0), which may be null. */
 FS_API fs_status fs_add_squares(fs_buffer values, int32_t type, int64_t count, int64_t* limbs,

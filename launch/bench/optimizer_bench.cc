@@ -10,7 +10,6 @@
 #include <ctime>
 #include <deque>
 #include <functional>
-#include <memory>
 #include <string_view>
 
 #include "kernels/cpu/thread_pool.h"
@@ -76,12 +75,11 @@ PlainUpdate plain_update(const UpdateCase& which, const PlainUpdates& table) {
 
 using Step = std::function<void(const UpdateTensor&, const UpdateFactors&, int64_t, int64_t)>;
 
-/// The same step as training takes it, counting.
-Step with_health(const cpu::UpdateLoops& loops) {
-  return [&loops, health = std::make_shared<UpdateHealth>()](
-             const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin, int64_t end) {
+/// The same step as training takes it, counting into `health`.
+Step with_health(const cpu::UpdateLoops& loops, UpdateHealth& health) {
+  return [&](const UpdateTensor& tensor, const UpdateFactors& factors, int64_t begin, int64_t end) {
     UpdateTensor counted = tensor;
-    counted.health = health.get();
+    counted.health = &health;
     loops.update(counted, factors, begin, end);
   };
 }
@@ -131,6 +129,7 @@ struct Contender {
   Step step;
   int rounds = 0;
   Times times = {};
+  const UpdateHealth* health = nullptr;
 };
 
 /// Everything measured of one rule: states in every format, and the contenders on them.
@@ -180,6 +179,7 @@ class RuleBench {
       row.over_plain_loop = own / row.seconds;
       row.over_plain_loop_of_v1 =
           plain_seconds(StateFormat::kFlashOptim, 24, row.instruction_set) / row.seconds;
+      if (contender.health != nullptr) row.sampled_groups = contender.health->sampled_groups;
       rows.push_back(std::move(row));
     }
   }
@@ -194,10 +194,7 @@ class RuleBench {
       require_same_update(which, loops->update, loops->name, true);
       contenders_.push_back(
           {&memory, std::string(loops->name), "flashshard", loops->update, rounds});
-      if (options_.health) {
-        contenders_.push_back(
-            {&memory, std::string(loops->name), "with_health", with_health(*loops), rounds});
-      }
+      if (options_.health) add_with_health(memory, *loops, rounds);
       for (const PlainUpdates& table : plain_updates()) {
         const PlainUpdate plain = plain_update(which, table);
         if (plain == nullptr || table.instruction_set != loops->name) continue;
@@ -206,6 +203,16 @@ class RuleBench {
             {&memory, std::string(loops->name), std::string(table.name), plain, rounds});
       }
     }
+  }
+
+  void add_with_health(UpdateMemory& memory, const cpu::UpdateLoops& loops, int rounds) {
+    UpdateHealth& health = healths_.emplace_back();
+    Contender contender{&memory, std::string(loops.name), "with_health", with_health(loops, health),
+                        rounds};
+    require_same_update(memory.which(), contender.step, loops.name, true);
+    health = {};
+    contender.health = &health;
+    contenders_.push_back(std::move(contender));
   }
 
   size_t bytes_of(const UpdateMemory& memory) const {
@@ -254,6 +261,7 @@ class RuleBench {
   cpu::ThreadPool pool_;
   std::deque<UpdateMemory> memories_;  // contenders point into it
   std::vector<Times> copies_;          // by memory
+  std::deque<UpdateHealth> healths_;   // and into it
   std::vector<Contender> contenders_;
 };
 

@@ -38,6 +38,7 @@ struct OptimizerBenchRow {
   double copy_seconds = 0;           // median copy of as many bytes
   double over_plain_loop = 0;        // times as fast as the plain loop of its format; 0: none
   double over_plain_loop_of_v1 = 0;  // and as that of V1 with a 24-bit master
+  int64_t sampled_groups = 0;        // with_health: looked at in all rounds together
 
   double parameters_per_second(int64_t elements) const {
     return static_cast<double>(elements) / seconds;

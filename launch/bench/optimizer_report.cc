@@ -99,6 +99,9 @@ nlohmann::ordered_json to_json(const OptimizerBenchOptions& options,
                               {"time_over_copy", row.times_the_copy()},
                               {"over_plain_loop", known(row.over_plain_loop)},
                               {"over_plain_loop_of_v1", known(row.over_plain_loop_of_v1)}});
+    if (row.implementation == "with_health") {
+      object["rows"].back()["sampled_groups"] = row.sampled_groups;
+    }
   }
   return object;
 }

@@ -535,9 +535,13 @@ class Benchmarks(EndToEnd):
         report = json.loads(path.read_text())
         self.assertEqual((report["clock"], report["rounding"], report["threads"]), ("wall", "NEAREST", 2))
         self.assertEqual([(r["rule"], r["format"], r["over_plain_loop"]) for r in report["rows"]], [("LION", "V2", None)])
-        self.call([*self.SMALL, "--rule", "SGD", "--format", "V2", "--master", "24", "--isa", "scalar", "--health", "--json", path])
+        self.call(["bench", "optimizer", "--elements", "1048576", "--repeat", "2", "--rule", "SGD", "--format", "V2", "--master", "24",
+                   "--threads", "2", "--health", "--json", path])
         rows = json.loads(path.read_text())["rows"]
-        self.assertEqual([(r["rule"], r["implementation"]) for r in rows], [("SGD", "flashshard"), ("SGD", "with_health")])
+        sets = len(json.loads(path.read_text())["machine"]["instruction_sets"])
+        self.assertEqual([r["implementation"] for r in rows], ["flashshard", "with_health"] * sets)
+        # 32768 groups are eight stretches, with one sampled group each, in each of two rounds.
+        self.assertEqual([r["sampled_groups"] for r in rows if "sampled_groups" in r], [16] * sets)
 
     def test_bad_options_are_one_line_and_nothing_is_measured(self):
         for wrong in (["--elements", "0"], ["--elements", "33"], ["--elements", "many"], ["--rule", "PAINT"], ["--format", "V3"],

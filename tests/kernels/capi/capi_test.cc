@@ -356,6 +356,7 @@ std::vector<BadStep> bad_steps() {
        [](auto&, auto& s) { s.learning_rate = -1; }},
       {"RateIsNaN", FS_OUT_OF_RANGE, "learning rate",
        [nan](auto&, auto& s) { s.learning_rate = nan; }},
+      {"BetaIsNaN", FS_OUT_OF_RANGE, "beta2", [nan](auto&, auto& s) { s.beta2 = nan; }},
       {"BetaOfOne", FS_OUT_OF_RANGE, "beta1", [](auto&, auto& s) { s.beta1 = 1; }},
       {"Beta1OfOneInFP32", FS_OUT_OF_RANGE, "beta1 must lie in [0, 1) in fp32",
        [](auto&, auto& s) { s.beta1 = 1 - 1e-12; }},
@@ -423,6 +424,16 @@ TEST(CApiCalls, OnNothingDoNothing) {
   double norm = -1;
   EXPECT_EQ(fs_norm(limbs.data(), &norm), FS_OK);
   EXPECT_EQ(norm, 0);
+}
+
+TEST(CApiCalls, TakeLimbsUpToTwoToThe62) {
+  std::vector<int64_t> limbs(FS_NORM_LIMBS);
+  limbs[4] = int64_t{1} << 62;  // of units 2^(128 - 149)
+  double norm = 0;
+  EXPECT_EQ(fs_norm(limbs.data(), &norm), FS_OK) << fs_last_error();
+  EXPECT_EQ(norm, std::sqrt(0x1p41));
+  ++limbs[4];
+  EXPECT_EQ(fs_norm(limbs.data(), &norm), FS_INVALID_ARGUMENT);
 }
 
 TEST(CApiCalls, RefuseAThreadThatRoundsAnotherWay) {

@@ -32,6 +32,7 @@ struct Call {
   fs_status apply(int64_t count = 1) {
     return fs_cuda_apply_steps(&tensor, count, &step, nullptr, nullptr);
   }
+  bool unchanged() const { return weight == Call().weight && gradient == Call().gradient; }
 };
 
 TEST(CudaCApi, RefusesWhatTheCpusCallRefuses) {
@@ -44,6 +45,7 @@ TEST(CudaCApi, RefusesWhatTheCpusCallRefuses) {
   Call overlap;
   overlap.tensor.gradient = overlap.tensor.weight;
   EXPECT_EQ(overlap.apply(), FS_OVERLAP);
+  EXPECT_TRUE(wrong_size.unchanged() && rate.unchanged() && overlap.unchanged());
   Call good;
   EXPECT_EQ(fs_cuda_apply_steps(nullptr, 1, &good.step, nullptr, nullptr), FS_INVALID_ARGUMENT);
   EXPECT_EQ(fs_cuda_apply_steps(&good.tensor, 1, nullptr, nullptr, nullptr), FS_INVALID_ARGUMENT);

@@ -256,7 +256,7 @@ inline void expect_flashoptim_updates(const StepCall& call) {
       differing += corrected.correction8[i] != corrections[i] ? 1 : 0;
     }
   }
-  // Of 2500 codes, those that a difference of a few ulp carries over a tie.
+  // Of 2014 codes and scales, those that a difference of a few ulp carries over a tie.
   EXPECT_EQ(differing, 1u);
 }
 

@@ -144,7 +144,8 @@ def weight_values(n, largest_bits):
     special = [0, 1, 0x7FFF, 0x8000, 0x8001, 0x007FFFFF, 0x00800000, 0x00807FFF, 0x00808000, 0x00818000, largest_bits,
                largest_bits - 1, 0x3F800000, 0x3F7FFFFF, 0x3F7F8000, 0x3F7F8001, 0x3F808000, 0x3F818000, 0x3F801000,
                0x3F803000, 0x387FFFFF, 0x38800000, 0x33000000, 0x33000001, 0x32FFFFFF,
-               # Half of the way to the midpoint, the one place where 127 r / 2^12 (fp16) and 127 r / 2^15 (bf16) are ties.
+               # Half of the way to the midpoint: 127 r / 2^12 (fp16) and 127 r / 2^15 (bf16) are ties there alone, at 63.5,
+               # where to even and away from zero are the same.
                0x3F800800, 0x3F801800, 0x3F802800, 0x38800800, 0x38801800, 0x477FC800, 0x3F804000, 0x3F80C000, 0x3F814000,
                0x00804000, 0x477E4000]
     bits[:2 * len(special)] = special + [s | 0x80000000 for s in special]
