@@ -17,6 +17,7 @@
 #include "tests/runtime/checkpoint/power_loss.h"
 #include "tests/runtime/checkpoint/sample_state.h"
 #include "tests/runtime/checkpoint/simulated_storage.h"
+#include "tests/sanitizers.h"
 
 namespace flashshard::checkpoint {
 namespace {
@@ -174,6 +175,11 @@ Operation report_of(int64_t step) {
   return report;
 }
 
+/// Under sanitizers one call in four, and the last, which come after the commit.
+bool is_left_out(size_t call, size_t calls) {
+  return flashshard::test::kUnderSanitizers && call % 4 != 0 && call + 8 < calls;
+}
+
 class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, SaveMode>> {
  protected:
   FaultAtEveryCall()
@@ -239,7 +245,7 @@ TEST_P(FaultAtEveryCall, LeavesEarlierCheckpointsWholeAndTellsAllRanks) {
     SimulatedStorage undisturbed(storage_);
     const auto calls = save_with_fault(undisturbed, ranks_, rank, fault_, -1, mode_).calls;
     for (size_t at = 0; at < calls.size(); ++at) {
-      if (!can_fail(calls[at], fault_)) continue;
+      if (!can_fail(calls[at], fault_) || is_left_out(at, calls.size())) continue;
       SCOPED_TRACE(fmt::format("rank {}, call {}: {}", rank, at, calls[at]));
       SimulatedStorage storage(storage_);
       const Attempt attempt =
@@ -312,6 +318,7 @@ TEST_P(FaultOfASaveThatFindsItsStep, AtAnyCallLosesNothing) {
   SimulatedStorage undisturbed(before);
   const auto calls = save_with_fault(undisturbed, 1, 0, fault, -1).calls;
   for (size_t at = 0; at < calls.size(); ++at) {
+    if (is_left_out(at, calls.size())) continue;
     SCOPED_TRACE(fmt::format("call {}: {}", at, calls[at]));
     SimulatedStorage storage(before);
     const Attempt attempt = save_with_fault(storage, 1, 0, fault, static_cast<int>(at));
