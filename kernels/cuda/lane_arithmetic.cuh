@@ -46,6 +46,7 @@ struct LaneArithmetic {
     return corrected_quotient(a, b, reciprocal, fma);
   }
   static __device__ __forceinline__ F floor(F x) { return floorf(x); }
+  static __device__ __forceinline__ U truncate(F x) { return static_cast<U>(__float2int_rz(x)); }
   static __device__ __forceinline__ F abs(F x) { return fabsf(x); }
 
   static __device__ __forceinline__ U max(U a, U b) { return umax(a, b); }

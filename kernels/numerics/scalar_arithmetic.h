@@ -40,6 +40,10 @@ struct ScalarArithmetic {
   /// elementary functions", 2000, chapter 8).
   static F divide_by(F a, F b, F /*reciprocal*/) { return a / b; }
   static F floor(F x) { return std::floor(x); }
+  /// The integer next to |x| < 2^22 towards 0, as two's complement; of other x, any.
+  static U truncate(F x) {
+    return std::fabs(x) < 0x1p22f ? static_cast<uint32_t>(static_cast<int32_t>(x)) : 0;
+  }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
 
   // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with

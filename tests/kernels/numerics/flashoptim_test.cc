@@ -122,6 +122,23 @@ TEST(FlashOptimCodes, TiesGoUp) {
   EXPECT_EQ(code(-1.0f, 1.0f), -127);
 }
 
+template <int kDivisor, int kLargest>
+void expect_divisions() {
+  for (int q = -kLargest; q <= kLargest; ++q) {
+    const auto code = static_cast<float>(q);
+    const float quotient = formulas::divided_code<formulas::Scalar, kDivisor>(code);
+    ASSERT_EQ(quotient, code / static_cast<float>(kDivisor)) << q << " / " << kDivisor;
+  }
+}
+TEST(FlashOptimCodes, AreDividedAsByADivision) {
+  expect_divisions<127, 127>();
+  expect_divisions<255, 255>();
+  expect_divisions<127 << 8, 127>();
+  expect_divisions<127 << 11, 127>();
+  expect_divisions<32767 << 8, 32767>();
+  expect_divisions<32767 << 11, 32767>();
+}
+
 TEST(FlashOptimCodes, AreMonotoneAndSignSymmetricButForTies) {
   const float unit = 3.0f;
   int last_momentum = -128, ties = 0;
