@@ -1,5 +1,7 @@
 #include "launch/bench/update_memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,7 +13,7 @@
 namespace flashshard::launch {
 namespace {
 
-constexpr std::align_val_t kPage{4096};
+constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kPattern = int64_t{1} << 16;  // elements that differ; then they repeat
 constexpr double kLearningRate = 1e-3;
 
@@ -24,12 +26,15 @@ std::vector<float> normal_pattern(uint64_t seed, float deviation) {
 }  // namespace
 
 PageMemory::PageMemory(size_t bytes)
-    : bytes_(static_cast<std::byte*>(::operator new[](bytes, kPage))), size_(bytes) {
+    : bytes_(static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{kHugePage}))),
+      size_(bytes) {
+  // As a run's arenas have them: a hint, which a kernel without huge pages refuses.
+  if (bytes >= kHugePage) madvise(bytes_.get(), bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   std::memset(bytes_.get(), 0, bytes);
 }
 
 void PageMemory::Release::operator()(std::byte* pointer) const {
-  ::operator delete[](pointer, kPage);
+  ::operator delete[](pointer, std::align_val_t{kHugePage});
 }
 
 PageMemory make_gradients(int64_t elements) {

@@ -12,7 +12,7 @@
 
 namespace flashshard::launch {
 
-/// Zeroed memory on a page of its own.
+/// Zeroed memory on pages of its own, huge ones where there are any.
 class PageMemory {
  public:
   PageMemory() = default;
