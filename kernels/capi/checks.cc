@@ -63,7 +63,9 @@ void require_ieee_arithmetic() {
   uint64_t control = 0;
   asm volatile("mrs %0, fpcr" : "=r"(control));
   if ((control & kFlushes) != 0) {
-    throw Refusal(FS_ENVIRONMENT, "this thread flushes denormals (FPCR has FZ, AH or FIZ set)");
+    throw Refusal(FS_ENVIRONMENT,
+                  "this thread flushes denormals or computes NaN in another way (FPCR has FZ, FIZ "
+                  "or AH set)");
   }
 #endif
 }

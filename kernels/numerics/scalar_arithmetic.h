@@ -40,7 +40,7 @@ struct ScalarArithmetic {
   /// elementary functions", 2000, chapter 8).
   static F divide_by(F a, F b, F /*reciprocal*/) { return a / b; }
   static F floor(F x) { return std::floor(x); }
-  /// The integer next to |x| < 2^22 towards 0, as two's complement; of other x, any.
+  /// x rounded towards 0, as two's complement, for |x| < 2^22; of others, anything.
   static U truncate(F x) {
     return std::fabs(x) < 0x1p22f ? static_cast<uint32_t>(static_cast<int32_t>(x)) : 0;
   }

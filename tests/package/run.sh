@@ -14,7 +14,8 @@ cmake --build "$prefix/consumer" >/dev/null
 
 # The C library has the kernels alone: no MPI, and nothing to see but fs_*.
 codec=$(find "$prefix" -name libflashshard_codec.so)
-if ldd "$codec" | grep -i mpi; then echo "error: $codec needs MPI" >&2; exit 1; fi
+needs=$(ldd "$codec")
+if grep -i mpi <<<"$needs"; then echo "error: $codec needs MPI" >&2; exit 1; fi
 names=$(nm -D --defined-only "$codec" | awk '$2 != "A" { print $3 }')  # A: the version's own name
 if grep -v '^fs_' <<<"$names"; then echo "error: $codec shows these names, only fs_* are its interface" >&2; exit 1; fi
-grep -q '^fs_apply_step' <<<"$names"
+grep -q '^fs_apply_step' <<<"$names" || { echo "error: $codec has no fs_apply_step" >&2; exit 1; }

@@ -122,9 +122,35 @@ TEST(FlashOptimCodes, TiesGoUp) {
   EXPECT_EQ(code(-1.0f, 1.0f), -127);
 }
 
+TEST(FlashOptimCorrections, ChangeNoInfiniteOrNaNWeight) {
+  for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+    for (auto [format, infinity] : {std::pair{WeightFormat::kCorrected24, 0x7f80},
+                                    {WeightFormat::kFP16Corrected24, 0x7c00}}) {
+      SCOPED_TRACE(std::string(loops->name) + ", infinity " + std::to_string(infinity));
+      std::vector<uint16_t> weights;
+      std::vector<int8_t> corrections;
+      for (int code = -128; code <= 127; ++code) {
+        for (int weight : {infinity, infinity | 0x8000, infinity | 0x41, infinity | 0x8041}) {
+          weights.push_back(static_cast<uint16_t>(weight));
+          corrections.push_back(static_cast<int8_t>(code));
+        }
+      }
+      std::vector<float> values(weights.size());
+      const auto count = static_cast<int64_t>(values.size());
+      loops->decode_master({format, values.data(), weights.data(), corrections.data(), count}, 0,
+                           count);
+      for (size_t i = 0; i < values.size(); ++i) {
+        ASSERT_EQ(std::isnan(values[i]), (weights[i] & 0x41) != 0) << i;
+        ASSERT_EQ(std::isinf(values[i]), (weights[i] & 0x41) == 0) << i;
+        ASSERT_EQ(std::signbit(values[i]), weights[i] >= 0x8000) << i;
+      }
+    }
+  }
+}
+
 template <int kDivisor, int kLargest>
 void expect_divisions() {
-  for (int q = -kLargest; q <= kLargest; ++q) {
+  for (int q = -kLargest - 1; q <= kLargest; ++q) {
     const auto code = static_cast<float>(q);
     const float quotient = formulas::divided_code<formulas::Scalar, kDivisor>(code);
     ASSERT_EQ(quotient, code / static_cast<float>(kDivisor)) << q << " / " << kDivisor;

@@ -175,9 +175,10 @@ Operation report_of(int64_t step) {
   return report;
 }
 
-/// Under sanitizers one call in four, and the last, which come after the commit.
+/// Under sanitizers one call in five is taken, and the last eight, which reach past the commit.
+/// Calls come in twos and fours (create, write, sync, close): a stride of five meets all kinds.
 bool is_left_out(size_t call, size_t calls) {
-  return flashshard::test::kUnderSanitizers && call % 4 != 0 && call + 8 < calls;
+  return flashshard::test::kUnderSanitizers && call % 5 != 0 && call + 8 < calls;
 }
 
 class FaultAtEveryCall : public ::testing::TestWithParam<std::tuple<int, Fault, SaveMode>> {
