@@ -10,7 +10,7 @@ Matrices and embeddings, as in training: vectors keep fp32. Errors are normalise
 over all elements; a step is m / (sqrt(v) + epsilon) with AdamW's bias corrections, in learning rates. Errors that a state has
 gathered are seen in a closed loop: 100 steps from fresh states with the same random gradients for every format, normal, of the
 deviations that the checkpoint's variances tell and a mean of 0.3 of these, states stored and read back each time, in up to 400
-groups of every tensor. Prints the table of docs/numerics.md.
+groups of every rank's part of a tensor. Prints the table of docs/numerics.md.
 """
 import argparse
 import ctypes
