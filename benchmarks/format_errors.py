@@ -120,6 +120,24 @@ def longest_step(weight_format, state_format, rounding, spread, steps=150, learn
     return f"{longest:.3g} lr"
 
 
+def way_without_gradient(weight_format, state_format, rounding, beta2, steps=240, learning_rate=1e-3):
+    """One element of each group has gradients for 30 steps and none from then on, its neighbours always: root mean square of
+    its way from step 60 on, in learning rates."""
+    random.seed(6)
+    run = Run(weight_format, state_format, rounding, [1.0] * COUNT, beta2)
+
+    def step(active):
+        run.step([random.gauss(0, 1) if active or i % GROUP else 0.0 for i in range(COUNT)], learning_rate)
+
+    for t in range(60):
+        step(active=t < 30)
+    before = run.weights()[::GROUP]
+    for _ in range(steps):
+        step(active=False)
+    ways = [(a - b) / learning_rate for a, b in zip(run.weights()[::GROUP], before)]
+    return f"{math.sqrt(sum(w * w for w in ways) / len(ways)):.2f} lr"
+
+
 def descent(weight_format, state_format, rounding, center, distance, rate, scale=1.0, steps=2000, count=1024):
     """A noisy quadratic around `center`, curvatures spread by exp(N(0, 1.5)): its loss at the end over that at the start.
     Gradients and epsilon are multiplied by `scale`, which changes no step of exact AdamW; the rate falls along a cosine."""
@@ -149,6 +167,9 @@ def main():
     for spread in (1, 2, 3):
         rows.append((f"gradients spread by exp(N(0, {spread})): longest step",) + tuple(
             longest_step(*f, spread) for f in formats.values()))
+    for beta2 in (0.95, 0.999):
+        rows.append((f"no more gradients beside active neighbours, beta2 {beta2:g}: way in 240 steps",) + tuple(
+            way_without_gradient(*f, beta2) for f in formats.values()))
     for scale in (1, 1e-5):
         rows.append((f"noisy quadratic, gradients x {scale:g}: loss, end / start",) + tuple(
             descent(*f, 0.0, 0.05, 1e-3, scale) for f in formats.values()))
