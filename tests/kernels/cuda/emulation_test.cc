@@ -34,16 +34,6 @@ float number(std::mt19937_64& random, int least, int most) {
   return std::ldexp(mantissa, least + static_cast<int>(random() % span));
 }
 
-TEST(CorrectedQuotient, OfEveryCodeByItsConstantIsCorrectlyRounded) {
-  for (int largest : {127, 255, 32767}) {
-    const auto divisor = static_cast<float>(largest);
-    for (int code = -largest - 1; code <= largest; ++code) {
-      const auto q = static_cast<float>(code);
-      ASSERT_EQ(corrected_quotient(q, divisor, 1.0f / divisor, kFma), q / divisor) << code;
-    }
-  }
-}
-
 TEST(CorrectedQuotient, OfAGroupsMembersByItsLargestIsCorrectlyRounded) {
   std::mt19937_64 random(3);
   for (int i = 0; i < 300000; ++i) {

@@ -99,11 +99,8 @@ TEST(FlashOptimGolden, CodesScalesAndCorrectionsAreThePackagesBitForBit) {
 TEST(FlashOptimGolden, UpdatesStayWithinFourUlpOfTheLargestOperand) {
   for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
     SCOPED_TRACE(loops->name);
-    const auto step = [&](const UpdateTensor& tensor, const UpdateFactors& factors) {
-      *tensor.rejected_groups += loops->update(tensor, factors, 0, tensor.count);
-    };
-    golden::expect_flashoptim_updates(step);
-    golden::expect_flashoptim_momenta(step);
+    golden::expect_flashoptim_updates(golden::step_of(*loops));
+    golden::expect_flashoptim_momenta(golden::step_of(*loops));
   }
 }
 

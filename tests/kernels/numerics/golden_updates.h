@@ -20,6 +20,13 @@ namespace flashshard::golden {
 /// What is under test: one update of one tensor, in place.
 using StepCall = std::function<void(const UpdateTensor&, const UpdateFactors&)>;
 
+/// The step of one instruction set.
+inline StepCall step_of(const cpu::UpdateLoops& loops) {
+  return [&loops](const UpdateTensor& tensor, const UpdateFactors& factors) {
+    *tensor.rejected_groups += loops.update(tensor, factors, 0, tensor.count);
+  };
+}
+
 constexpr UpdateFormat kAllFP32{WeightFormat::kFP32, StateFormat::kFP32, DType::kFP32,
                                 Rounding::kNearest};
 

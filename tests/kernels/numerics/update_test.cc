@@ -281,11 +281,8 @@ TEST(AdamWCompanded, TheVarianceForgetsAsFastAsInFP64) {
 TEST(UpdateRulesInFP32, FollowPyTorch) {
   for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
     SCOPED_TRACE(loops->name);
-    const auto step = [&](const UpdateTensor& tensor, const UpdateFactors& factors) {
-      *tensor.rejected_groups += loops->update(tensor, factors, 0, tensor.count);
-    };
-    golden::expect_adamw_follows_pytorch(step);
-    golden::expect_rules_follow_pytorch(step);
+    golden::expect_adamw_follows_pytorch(golden::step_of(*loops));
+    golden::expect_rules_follow_pytorch(golden::step_of(*loops));
   }
 }
 
