@@ -33,7 +33,7 @@ struct ScalarArithmetic {
   static F fma(F a, F b, F c) { return std::fma(a, b, c); }         // a * b + c, rounded once
   static F fma_minus(F a, F b, F c) { return std::fma(a, b, -c); }  // a * b - c, rounded once
   static F sqrt(F x) { return std::sqrt(x); }
-  /// a / b of a code: |b| lies in 2^-64 to 2^64, and |a| in 2^-102 to 2^72 or is 0; a smaller a
+  /// a / b of a code: |b| lies in 2^-64 to 2^64, and |a| in 2^-102 to 2^80 or is 0; a smaller a
   /// gives a quotient near 0 that need not be exact.
   static F divide_code(F a, F b) { return a / b; }
   /// The same, for those that rather multiply: `reciprocal` is 1 / b (P. Markstein, "IA-64 and
@@ -45,6 +45,8 @@ struct ScalarArithmetic {
     return std::fabs(x) < 0x1p22f ? static_cast<uint32_t>(static_cast<int32_t>(x)) : 0;
   }
   static F abs(F x) { return from_bits(bits(x) & 0x7fffffffu); }
+  /// 0xff of negative numbers and -0, 0 of others.
+  static U sign_byte(F x) { return (0u - (bits(x) >> 31)) & 0xffu; }
 
   // Maxima and minima are of bit patterns: for magnitudes their order is that of the numbers, with
   // infinity and then NaN on top, so a NaN is never lost in a reduction.

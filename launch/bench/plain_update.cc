@@ -84,9 +84,10 @@ uint64_t splitmix(uint64_t x) {
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebU;
   return x ^ (x >> 31);
 }
-inline uint32_t in_scale_domain(uint32_t bits) {
+inline uint16_t scale_code(uint32_t bits) {
   bits = bits < 0x21800000U ? 0x21800000U : bits;
-  return bits > 0x5f000000U ? 0x5f000000U : bits;
+  bits = bits > 0x5f000000U ? 0x5f000000U : bits;
+  return static_cast<uint16_t>((bits + 0x7ff0U) >> 15);
 }
 
 // Group and factors are copies: stores of bytes could change what a reference refers to.
@@ -113,17 +114,17 @@ inline void v2_group(const Group g, int8_t* correction, const UpdateFactors f, f
     g.weight[i] = static_cast<uint16_t>((rounded + 0x8000U) >> 16);
     correction[i] = static_cast<int8_t>(rounded >> 8);
   }
-  const uint32_t b = in_scale_domain(largest<maxima>(m));
-  *g.momentum_scale = static_cast<uint16_t>((b + 0x3fffU + ((b >> 15) & 1)) >> 15);
-  *g.variance_scale =
-      static_cast<uint16_t>((in_scale_domain(largest<maxima>(root)) + 0x7ff0U) >> 15);
+  *g.momentum_scale = scale_code(largest<maxima>(m));
+  *g.variance_scale = scale_code(largest<maxima>(root));
   const float unit = from_bits(static_cast<uint32_t>(*g.momentum_scale) << 15);
   const float codes = 65280.0f / from_bits(static_cast<uint32_t>(*g.variance_scale) << 15);
   FLASHSHARD_INDEPENDENT
   for (int i = 0; i < kSize; ++i) {
-    g.momentum[i] = static_cast<int8_t>(nearbyintf((254.0f * m[i]) / (unit + fabsf(m[i]))));
-    const int fixed = static_cast<int>(nearbyintf(root[i] * codes));
-    const int code = (fixed + (stochastic ? noise[i] : 128)) >> 8;
+    const int n = stochastic ? noise[i] : 128;
+    const int fixed = static_cast<int>(nearbyintf((65024.0f * m[i]) / (unit + fabsf(m[i]))));
+    g.momentum[i] = static_cast<int8_t>((fixed + (m[i] < 0 ? 255 - n : n)) >> 8);
+    const float sum = fmaf(root[i], codes, 12582912.0f);  // whose last bit is worth 1
+    const int code = (static_cast<int>(to_bits(sum) & 0x1ffffU) + n) >> 8;
     g.variance[i] = static_cast<uint8_t>(code == 0 && root[i] > 0 ? 1 : code);
   }
 }

@@ -17,13 +17,14 @@ using Codec = formulas::Companding<Scalar>;
 
 uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
 using formulas::kToNearest;
+float scale_of(float magnitude) { return Codec::scale(Codec::scale_code(bits_of(magnitude))); }
 
-float momentum_scale_of(float magnitude) {
-  return Codec::scale(Codec::momentum_scale_code(bits_of(magnitude)));
+int momentum_code(float m, float scale, uint32_t noise) {
+  return static_cast<int8_t>(Codec::momentum_code(m, scale, noise));
 }
-float root_scale_of(float magnitude) {
-  return Codec::scale(Codec::root_scale_code(bits_of(magnitude)));
-}
+/// The least and the largest noise, between which codes are monotone; and that of rounding to
+/// nearest.
+constexpr uint32_t kNoises[] = {0u, kToNearest, 255u};
 
 /// Every code from the smallest to the largest.
 std::vector<uint16_t> all_scale_codes() {
@@ -43,32 +44,27 @@ TEST(ScaleCode, EveryValidCodeSurvivesDecodingAndEncoding) {
   for (uint32_t code = 0; code <= 0xffff; ++code) {
     const uint32_t magnitude = bits_of(Codec::scale(code));
     const bool valid = numerics::is_valid_scale_code(static_cast<uint16_t>(code));
-    ASSERT_EQ(Codec::momentum_scale_code(magnitude) == code, valid) << std::hex << code;
-    ASSERT_EQ(Codec::root_scale_code(magnitude) == code, valid) << std::hex << code;
+    ASSERT_EQ(Codec::scale_code(magnitude) == code, valid) << std::hex << code;
   }
 }
 
 TEST(ScaleCode, MagnitudesAreRaisedToTheFloorAndCutAtTheCeiling) {
-  for (auto encode : {Codec::momentum_scale_code, Codec::root_scale_code}) {
-    EXPECT_EQ(encode(bits_of(0.0f)), numerics::kSmallestScaleCode);
-    EXPECT_EQ(encode(bits_of(0x1p-61f)), numerics::kSmallestScaleCode);
-    EXPECT_EQ(encode(bits_of(0x1p63f)), numerics::kLargestScaleCode);
-    EXPECT_EQ(encode(bits_of(3e38f)), numerics::kLargestScaleCode);
-  }
+  EXPECT_EQ(Codec::scale_code(bits_of(0.0f)), numerics::kSmallestScaleCode);
+  EXPECT_EQ(Codec::scale_code(bits_of(0x1p-61f)), numerics::kSmallestScaleCode);
+  EXPECT_EQ(Codec::scale_code(bits_of(0x1p63f)), numerics::kLargestScaleCode);
+  EXPECT_EQ(Codec::scale_code(bits_of(3e38f)), numerics::kLargestScaleCode);
 }
 
-TEST(ScaleCode, MomentumRoundsToNearestEvenAndVarianceUpAtEightMantissaBits) {
+TEST(ScaleCode, RoundsUpAtEightMantissaBits) {
   for (uint32_t b = bits_of(0x1p-60f); b < bits_of(0x1p63f); b += 7919u) {
     const double magnitude = std::bit_cast<float>(b);
     const double unit = std::ldexp(1.0, std::ilogb(magnitude) - 8);
-    const double nearest = momentum_scale_of(std::bit_cast<float>(b)) - magnitude;
-    ASSERT_LE(std::fabs(nearest), unit / 2) << std::hex << b;
-    const double up = root_scale_of(std::bit_cast<float>(b)) - magnitude;
+    const double up = scale_of(std::bit_cast<float>(b)) - magnitude;
     ASSERT_GE(up, -unit * 15 / 0x8000) << std::hex << b;
     ASSERT_LT(up, unit) << std::hex << b;
   }
-  EXPECT_EQ(Codec::momentum_scale_code(0x3f804000u), 0x3f804000u >> 15) << "a tie goes to even";
-  EXPECT_EQ(Codec::momentum_scale_code(0x3f80c000u), (0x3f80c000u >> 15) + 1);
+  EXPECT_EQ(Codec::scale_code(0x3f80000fu), 0x3f80000fu >> 15) << "still that scale";
+  EXPECT_EQ(Codec::scale_code(0x3f800010u), (0x3f800010u >> 15) + 1);
 }
 
 // These two count, as 32 million assertions would take their time without optimisation.
@@ -79,9 +75,10 @@ TEST(MomentumCode, EncodingADecodedCodeGivesItBackAtEveryScale) {
     int wrong = 0;
     for (int q = -127; q <= 127; ++q, ++checked) {
       const float m = Codec::momentum(static_cast<float>(q), scale);
-      wrong += static_cast<int8_t>(Codec::momentum_code(m, scale)) != q ? 1 : 0;
+      for (uint32_t noise : kNoises) wrong += momentum_code(m, scale, noise) != q ? 1 : 0;
     }
     ASSERT_EQ(wrong, 0) << std::hex << code;
+    ASSERT_EQ(Codec::scale_code(bits_of(Codec::momentum(127.0f, scale))), code) << "and its scale";
   }
   EXPECT_EQ(checked, 31489 * 255);
 }
@@ -94,14 +91,22 @@ TEST(VarianceCode, EncodingADecodedCodeGivesItBackAtEveryScale) {
     int wrong = 0;
     for (uint32_t q = 0; q <= 255; ++q, ++checked) {
       const float root = Codec::root(static_cast<float>(q), step);
-      // The least and the largest noise: so it is with all between, to nearest too.
-      for (uint32_t noise : {0u, kToNearest, 255u})
-        wrong += Codec::root_code(root, rate, noise) != q ? 1 : 0;
+      for (uint32_t noise : kNoises) wrong += Codec::root_code(root, rate, noise) != q ? 1 : 0;
     }
     ASSERT_EQ(wrong, 0) << std::hex << code;
-    ASSERT_EQ(Codec::root_scale_code(bits_of(Codec::root(255.0f, step))), code) << "and its scale";
+    ASSERT_EQ(Codec::scale_code(bits_of(Codec::root(255.0f, step))), code) << "and its scale";
   }
   EXPECT_EQ(checked, 31489 * 256);
+}
+
+TEST(MomentumCode, IsUnbiasedOverTheNoise) {
+  for (int k = 0; k <= 127 * 256; k += 7) {
+    // Between the codes, a momentum against the scale 1: k = 65024 m / (1 + m).
+    const auto m = static_cast<float>(k / (65024.0 - k));
+    int sum = 0;
+    for (uint32_t noise = 0; noise < 256; ++noise) sum += momentum_code(m, 1.0f, noise);
+    ASSERT_EQ(sum, k);
+  }
 }
 
 TEST(VarianceCode, IsUnbiasedOverTheNoise) {
@@ -114,14 +119,13 @@ TEST(VarianceCode, IsUnbiasedOverTheNoise) {
   }
 }
 
-TEST(Codes, TheLargestOfAGroupFitsAgainstItsRoundedScale) {
+TEST(Codes, TheLargestOfAGroupFitsAgainstItsScale) {
   for (uint32_t b = bits_of(0x1p-60f); b <= bits_of(0x1p63f); b += 4093u) {
     const float magnitude = std::bit_cast<float>(b);
-    const float scale = momentum_scale_of(magnitude);
-    const int momentum = static_cast<int8_t>(Codec::momentum_code(magnitude, scale));
-    ASSERT_TRUE(momentum == 127 || momentum == 126) << std::hex << b;
-    ASSERT_EQ(static_cast<int8_t>(Codec::momentum_code(-magnitude, scale)), -momentum);
-    const float rate = Codec::codes_per_root(root_scale_of(magnitude));
+    const float scale = scale_of(magnitude);
+    ASSERT_LE(momentum_code(magnitude, scale, 255), 127) << std::hex << b;
+    ASSERT_GE(momentum_code(magnitude, scale, 0), 126) << std::hex << b;
+    const float rate = Codec::codes_per_root(scale);
     ASSERT_LE(Codec::root_code(magnitude, rate, 255), 255u) << std::hex << b;
     ASSERT_GE(Codec::root_code(magnitude, rate, 0), 254u) << std::hex << b;
   }
@@ -129,29 +133,33 @@ TEST(Codes, TheLargestOfAGroupFitsAgainstItsRoundedScale) {
 
 TEST(Codes, AreMonotoneAndSignSymmetricAndZeroStaysZero) {
   for (uint16_t code : sampled_scale_codes()) {
-    const float scale = Codec::scale(code);
-    int last_momentum = 0;
-    uint32_t last_root = 0;
-    ASSERT_EQ(Codec::momentum_code(0.0f, scale), 0u);
-    ASSERT_EQ(Codec::root_code(0.0f, Codec::codes_per_root(scale), kToNearest), 0u);
-    for (int step = 1; step <= 700; ++step) {
-      const float value = scale * (static_cast<float>(step) / 700.0f);
-      const int momentum = static_cast<int8_t>(Codec::momentum_code(value, scale));
-      ASSERT_GE(momentum, last_momentum) << value;
-      ASSERT_EQ(static_cast<int8_t>(Codec::momentum_code(-value, scale)), -momentum) << value;
-      const uint32_t root = Codec::root_code(value, Codec::codes_per_root(scale), kToNearest);
-      ASSERT_GE(root, last_root) << value;
-      last_momentum = momentum;
-      last_root = root;
+    const float scale = Codec::scale(code), rate = Codec::codes_per_root(scale);
+    for (uint32_t noise : kNoises) {
+      int last_momentum = 0;
+      uint32_t last_root = 0;
+      ASSERT_EQ(Codec::momentum_code(0.0f, scale, noise), 0u);
+      ASSERT_EQ(Codec::momentum_code(-0.0f, scale, noise), 0u);
+      ASSERT_EQ(Codec::root_code(0.0f, rate, noise), 0u);
+      for (int step = 1; step <= 700; ++step) {
+        const float value = scale * (static_cast<float>(step) / 700.0f);
+        const int momentum = momentum_code(value, scale, noise);
+        ASSERT_GE(momentum, last_momentum) << value;
+        ASSERT_EQ(momentum_code(-value, scale, noise), -momentum) << value;
+        const uint32_t root = Codec::root_code(value, rate, noise);
+        ASSERT_GE(root, last_root) << value;
+        last_momentum = momentum;
+        last_root = root;
+      }
+      ASSERT_EQ(last_momentum, 127);
+      ASSERT_EQ(last_root, 255u);
     }
-    ASSERT_EQ(last_momentum, 127);
-    ASSERT_EQ(last_root, 255u);
   }
 }
 
 TEST(VarianceCode, IsNeverZeroBesideAPositiveRoot) {
-  const float rate = Codec::codes_per_root(root_scale_of(1.0f));
-  for (float root : {std::bit_cast<float>(1u), 1e-38f, 1e-9f, 1e-3f, 0.0019f})
+  const float rate = Codec::codes_per_root(scale_of(1.0f));
+  const float smallest = std::sqrt(std::bit_cast<float>(1u));
+  for (float root : {smallest, 1e-20f, 1e-9f, 1e-3f, 0.0019f})
     EXPECT_EQ(Codec::root_code(root, rate, kToNearest), 1u) << root;
   EXPECT_EQ(Codec::root_code(1e-9f, rate, 0), 1u);
   EXPECT_EQ(Codec::root_code(0.0f, rate, 255), 0u);
@@ -159,10 +167,10 @@ TEST(VarianceCode, IsNeverZeroBesideAPositiveRoot) {
 }
 
 TEST(Codes, ErrorsStayWithinTheFormatsBounds) {
-  const float scale = momentum_scale_of(1.0f);
+  const float scale = scale_of(1.0f);
   for (uint32_t b = 0; b <= bits_of(1.0f); b += 1013u) {
     const float value = std::bit_cast<float>(b);
-    const int q = static_cast<int8_t>(Codec::momentum_code(value, scale));
+    const int q = momentum_code(value, scale, kToNearest);
     const double m = Codec::momentum(static_cast<float>(q), scale);
     // The companding's slope is (1 + u)^2 / 2: half a code is worth that over 254.
     ASSERT_LE(std::fabs(m - value), (1.0 + value) * (1.0 + value) / 508.0 * 1.01) << value;

@@ -60,7 +60,7 @@ inline std::string name_of(const UpdateFormat& f) {
          (f.rounding == Rounding::kNearest ? "Nearest" : "Stochastic");
 }
 
-/// 24-bit and plain bf16 weights do, and V2's variance codes whatever the weight.
+/// 24-bit and plain bf16 weights do, and V2's codes whatever the weight.
 constexpr bool rounds_stochastically(WeightFormat weight, StateFormat state) {
   return weight == WeightFormat::kSplit24 || weight == WeightFormat::kBF16 ||
          state == StateFormat::kCompanded;

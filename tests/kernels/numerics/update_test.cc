@@ -211,6 +211,8 @@ TEST_P(UpdateRules, AStepAgreesWithFP64WithinTheFormatsPrecision) {
   const double scale_error = codes == StateFormat::kFlashOptim ? 0x1p-11 : 0;
   const double least = codes == StateFormat::kFlashOptim ? 0x1p-24 : 0x1p-60;
   for_each_format([&](const UpdateFormat& format) {
+    const bool noisy = codes == StateFormat::kCompanded && format.rounding == Rounding::kStochastic;
+    const double codes_off = noisy ? 1 : 0.5;
     UpdateState state(rule(), format, 1000);
     state.fill(11, 16);
     for (uint64_t t = 1; t <= 3; ++t) {
@@ -230,7 +232,8 @@ TEST_P(UpdateRules, AStepAgreesWithFP64WithinTheFormatsPrecision) {
         const double m_scale = Reference::largest(reference.momentum, i / kGroup);
         const double z_scale = Reference::largest(reference.root, i / kGroup);
         const double u = m_scale > 0 ? std::fabs(m) / m_scale : 0;
-        const double m_code = m_scale * ((1 + u) * (1 + u) / 508 * 1.02 + u * scale_error) + least;
+        const double m_code =
+            m_scale * ((1 + u) * (1 + u) * codes_off / 254 * 1.02 + u * scale_error) + least;
         const double z_code = z_scale / 255 * 1.01 + z * scale_error + least;
         if (has_momentum()) {
           ASSERT_NEAR(state.momentum(i), m, has_codes(codes) ? m_code : m_scale * 1e-6) << i;
@@ -241,39 +244,6 @@ TEST_P(UpdateRules, AStepAgreesWithFP64WithinTheFormatsPrecision) {
       }
     }
   });
-}
-
-TEST(AdamWCompanded, TheVarianceForgetsAsFastAsInFP64) {
-  // A long average: no step moves a root by as much as half a code. Gradients fall to a tenth half
-  // way.
-  constexpr size_t kCount = 1024;
-  constexpr uint64_t kSteps = 6000;
-  const RuleCase rule{"AdamW", Rule::kAdamW, {.beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8}};
-  UpdateState state(rule, {}, kCount);
-  std::mt19937 random(1);
-  std::uniform_real_distribution<float> noise(-1.0f, 1.0f);
-  std::vector<double> variance(kCount), deviation(kCount);
-  for (double& d : deviation) d = std::exp(0.5 * noise(random));
-  const auto mean_ratio = [&] {
-    double sum = 0;
-    for (size_t i = 0; i < kCount; ++i) sum += state.root(i) / std::sqrt(variance[i]);
-    return sum / kCount;
-  };
-  for (uint64_t t = 1; t <= kSteps; ++t) {
-    for (size_t i = 0; i < kCount; ++i) {
-      const double size = deviation[i] * (t > kSteps / 2 ? 0.1 : 1.0);
-      state.set_gradient(i, static_cast<float>(size) * noise(random));
-      const double g = state.gradient(i);
-      variance[i] = variance[i] * 0.999 + g * g * 0.001;
-    }
-    const UpdateFactors factors =
-        make_update_factors(rule.rule, rule.hyper, 1e-3, 1.0, Rounding::kStochastic, t);
-    cpu::update_loops().update(state.tensor(), factors, 0, kCount);
-    if (t == kSteps / 2) {
-      EXPECT_NEAR(mean_ratio(), 1.0, 0.02);
-    }
-  }
-  EXPECT_NEAR(mean_ratio(), 1.0, 0.02);
 }
 
 // ---- PyTorch ----
