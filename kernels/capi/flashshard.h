@@ -126,7 +126,7 @@ typedef struct fs_tensor {
 typedef struct fs_step {
   uint32_t struct_size;
   int32_t rule;     /* fs_rule */
-  int32_t rounding; /* fs_rounding, of FS_SPLIT24 and FS_BF16 weights and of the variance codes of
+  int32_t rounding; /* fs_rounding, of FS_SPLIT24 and FS_BF16 weights and of the codes of
                        FS_STATE_V2; the other formats have one of their own */
   int32_t nesterov; /* SGD, SGDW: 0 or 1 */
   double learning_rate;

@@ -48,9 +48,10 @@ void add_choices(CLI::App& command, OptimizerBenchOptions& options) {
   command.add_flag("--health", options.health,
                    "Each loop once more, counting the health of the states as in training");
   command
-      .add_option("--rounding", options.rounding,
-                  "STOCHASTIC or NEAREST, of weights and variance codes; FLASHOPTIM_V1 has NEAREST "
-                  "alone")
+      .add_option(
+          "--rounding", options.rounding,
+          "STOCHASTIC or NEAREST, of weights and codes of moments; FLASHOPTIM_V1 has NEAREST "
+          "alone")
       ->transform(CLI::CheckedTransformer(std::map<std::string, Rounding>{
           {"STOCHASTIC", Rounding::kStochastic}, {"NEAREST", Rounding::kNearest}}))
       ->option_text("NAME [STOCHASTIC]");
