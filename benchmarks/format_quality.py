@@ -13,9 +13,10 @@ order), tells what chance alone makes of a pair of runs.
     benchmarks/format_quality.py --model 25m --formats V2 V1 --steps 300 --seeds 1 --ranks 1    # about 30 minutes
     benchmarks/format_quality.py --model 25m --gains-factor 0.01 --formats V2 V1 --steps 300 --seeds 1 --ranks 1
 
---write also puts the table into benchmarks/results/. A run that is there already (in runs/) is not repeated.
+--write also puts the table into benchmarks/results/. A run that is there already (in runs/), of the same build, is not repeated.
 """
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -85,12 +86,21 @@ def final_losses(arguments, name, seed):
                str(ROOT / "launch" / "configs" / "quickstart.textproto")]
     for setting in settings:
         command += ["--set", setting]
-    marker, wanted = run / "format_quality.json", json.dumps([setting for setting in settings if not setting.startswith("run.dir")])
-    if marker.exists() and marker.read_text() != wanted:
-        raise SystemExit(f"error: {run} is there with other settings than this script has now; move it away")
+    # Beside the run: what it is made by. A format may have other bits in another build.
+    marker = run.with_name(run.name + ".json")
+    wanted = {"settings": [setting for setting in settings if not setting.startswith("run.dir")],
+              "program": hashlib.sha256(pathlib.Path(binary()).read_bytes()).hexdigest()}
+    made_by = json.loads(marker.read_text()) if marker.exists() else {}
+    if run.exists():
+        if made_by and made_by["settings"] != wanted["settings"]:
+            raise SystemExit(f"error: {run} is there with other settings than this script has now; move it away")
+        if made_by != wanted and not arguments.reuse:
+            raise SystemExit(f"error: {run} is there from another build; move it away, or give --reuse")
+    else:
+        marker.parent.mkdir(exist_ok=True)
+        marker.write_text(json.dumps(wanted, indent=1) + "\n")
     environment = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-    marker.write_text(wanted)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     tail = lines[-20:]
     return lines[-1]["validation_loss"], sum(line["loss"] for line in tail) / len(tail)
@@ -117,6 +127,7 @@ def main():
     parser.add_argument("--steps", type=int, default=490)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--reuse", action="store_true", help="take runs of other builds, too, where the formats' bits are known to be the same")
     parser.add_argument("--write", action="store_true", help="also into benchmarks/results/format_quality[_MODEL][_gains].md")
     arguments = parser.parse_args()
 

@@ -12,11 +12,10 @@ import numpy as np
 GROUP = 32
 
 
-def scale(largest, up):
-    """V2's 16-bit scale, to nearest even or upwards, as fp32."""
+def scale(largest):
+    """V2's 16-bit scale, as fp32."""
     bits = np.maximum(largest, np.float32(2.0**-60)).view(np.uint32)
-    code = (bits + (0x7FF0 if up else 0x3FFF + ((bits >> 15) & 1))) >> 15
-    return (code << 15).astype(np.uint32).view(np.float32)
+    return ((bits + 0x7FF0) >> 15 << 15).astype(np.uint32).view(np.float32)
 
 
 def stored(root, kind, random):
@@ -24,10 +23,9 @@ def stored(root, kind, random):
     largest = root.max(axis=1, keepdims=True)
     if kind == "FlashOptim":
         return np.floor(255 * root / largest + 0.5) * (largest.astype(np.float16).astype(np.float32) / np.float32(255))
-    stochastic = kind == "stochastic"
-    s = scale(largest, up=stochastic)
-    noise = random.integers(0, 256, root.shape) if stochastic else 128
-    code = (np.rint(root * (np.float32(65280) / s)).astype(np.int64) + noise) >> 8
+    s = scale(largest)
+    noise = random.integers(0, 256, root.shape) if kind == "stochastic" else 128
+    code = (np.rint(root.astype(np.float64) * (np.float32(65280) / s)).astype(np.int64) + noise) >> 8
     return np.maximum(code, root > 0).astype(np.float32) * (s * np.float32(1 / 255))
 
 

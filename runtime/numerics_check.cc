@@ -69,9 +69,14 @@ struct Choice {
   proto::OptimizerState::Value state;
   int master_weight_bits;
 
+  bool has_codes() const { return state == proto::OptimizerState::COMPANDED; }
   bool has_variance_codes() const {
-    return state == proto::OptimizerState::COMPANDED &&
+    return has_codes() &&
            (rule == proto::UpdateRuleKind::ADAMW || rule == proto::UpdateRuleKind::ADAM);
+  }
+  /// What is left of a momentum after a step without gradient.
+  double momentum_decay(const proto::OptimizerSection& optimizer) const {
+    return rule == proto::UpdateRuleKind::LION ? optimizer.beta2() : optimizer.beta1();
   }
 };
 
@@ -136,6 +141,17 @@ std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config) {
                     "but never fall, so steps shrink. Hint: set optimizer.rounding STOCHASTIC, or "
                     "beta2 to 0.996 or less",
                     optimizer.beta2())};
+  }
+  // A momentum of 1 code is half a code or more after a step, and rounded back.
+  const bool stuck = std::ranges::any_of(choices, [&](const Choice& choice) {
+    return choice.has_codes() && choice.momentum_decay(optimizer) > 0.5;
+  });
+  if (stuck && nearest && !v1) {
+    return NumericsFinding{
+        "momentum",
+        "optimizer.rounding NEAREST: 8-bit momenta of a few codes never fall, so elements without "
+        "gradients beside others that have some go on moving. Hint: set optimizer.rounding "
+        "STOCHASTIC"};
   }
   if (nearest && std::ranges::count(choices, 0, &Choice::master_weight_bits) > 0) {
     return NumericsFinding{

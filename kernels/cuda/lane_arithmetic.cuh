@@ -49,9 +49,7 @@ struct LaneArithmetic {
   static __device__ __forceinline__ U truncate(F x) { return static_cast<U>(__float2int_rz(x)); }
   static __device__ __forceinline__ F abs(F x) { return fabsf(x); }
   static __device__ __forceinline__ U sign_byte(F x) {
-    U byte;  // the sign of byte 3 eight times, then bytes of 0
-    asm("prmt.b32 %0, %1, 0, 0x444b;" : "=r"(byte) : "r"(bits(x)));
-    return byte;
+    return static_cast<U>(static_cast<int32_t>(bits(x)) >> 31) & 0xffu;
   }
 
   static __device__ __forceinline__ U max(U a, U b) { return umax(a, b); }

@@ -50,10 +50,13 @@ TEST_F(NumericsChecks, KnowSettingsThatHarm) {
   EXPECT_FALSE(setting({}));
   EXPECT_FALSE(setting({"optimizer.beta2=0.999"})) << "stochastic variances fall";
   EXPECT_EQ(setting({"optimizer.beta2=0.999", "optimizer.rounding=NEAREST"})->kind, "beta2");
-  EXPECT_FALSE(setting({"optimizer.beta2=0.996", "optimizer.rounding=NEAREST"}));
-  EXPECT_FALSE(
-      setting({"optimizer.beta2=0.999", "optimizer.rounding=NEAREST", "optimizer.rule=LION"}))
+  EXPECT_EQ(setting({"optimizer.beta2=0.996", "optimizer.rounding=NEAREST"})->kind, "momentum");
+  EXPECT_EQ(
+      setting({"optimizer.beta2=0.999", "optimizer.rounding=NEAREST", "optimizer.rule=LION"})->kind,
+      "momentum")
       << "it has no variance";
+  EXPECT_FALSE(setting({"optimizer.beta1=0", "optimizer.rounding=NEAREST", "optimizer.rule=SGD"}));
+  EXPECT_FALSE(setting({"optimizer.rounding=NEAREST", "optimizer.state=FP32"}));
   EXPECT_FALSE(setting({"optimizer.beta2=0.999", "optimizer.state_format=FLASHOPTIM_V1"}));
   EXPECT_EQ(setting({"optimizer.master_weight_bits=0", "optimizer.rounding=NEAREST"})->kind,
             "master_weight_bits");

@@ -109,8 +109,50 @@ TEST_P(FirstElement, AVarianceCodeIsRoundedWithTheElementsByteWhateverTheWeight)
         const uint32_t word = formulas::mix32<formulas::Scalar>(static_cast<uint32_t>(e / 4) ^ key);
         const uint32_t noise = (word >> (8 * (e % 4))) & 0xff;
         const float scale = state.scale(state.variance_scale[i / kGroup]);
-        const auto fixed = static_cast<uint32_t>(std::nearbyint(roots[i] * (65280.0f / scale)));
+        const double exact = double{roots[i]} * (65280.0f / scale);
+        const auto fixed = static_cast<uint32_t>(std::nearbyint(exact));
         ASSERT_EQ(state.variance8[i], (fixed + noise) >> 8) << loops->name << " " << i;
+      }
+    }
+  }
+}
+
+TEST_P(FirstElement, AMomentumCodeIsRoundedWithTheElementsByteWhateverTheWeightAndRule) {
+  const RuleCase rules[] = {
+      {"AdamW", Rule::kAdamW, {.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8}},
+      {"Lion", Rule::kLion, {.beta1 = 0.95, .beta2 = 0.9}}};  // the momentum falls to 0.9 in both
+  for (WeightFormat format :
+       {WeightFormat::kSplit24, WeightFormat::kSplit32, WeightFormat::kBF16}) {
+    for (const RuleCase& rule : rules) {
+      for (const cpu::UpdateLoops* loops : cpu::available_update_loops()) {
+        UpdateState state(rule, {format, StateFormat::kCompanded, DType::kFP32}, 700, GetParam());
+        std::vector<float> momenta;
+        for (size_t i = 0; i < 700; ++i) {
+          state.set_weight(i, 1.0f);
+          state.set_gradient(i, 0.0f);
+          state.momentum8[i] =
+              static_cast<int8_t>(i % kGroup == 0 ? 127 : static_cast<int>(i % 253) - 126);
+          momenta.push_back(0.9f * formulas::Companding<formulas::Scalar>::momentum(
+                                       state.momentum8[i], state.scale(0x7f00)));
+        }
+        for (size_t g = 0; g < state.groups(); ++g) state.momentum_scale[g] = 0x7f00;
+        const UpdateFactors factors =
+            make_update_factors(rule.rule, rule.hyper, 1e-3, 1.0, Rounding::kStochastic, 5);
+        const UpdateTensor tensor = state.tensor();
+        loops->update(tensor, factors, 0, tensor.count);
+        for (uint64_t i = 0; i < 700; ++i) {
+          const uint64_t e = static_cast<uint64_t>(GetParam()) + i;
+          const uint32_t key = numerics::rounding_key(tensor.key, 5, e >> 34);
+          const uint32_t word =
+              formulas::mix32<formulas::Scalar>(static_cast<uint32_t>(e / 4) ^ key);
+          const int noise = static_cast<int>((word >> (8 * (e % 4))) & 0xff);
+          const float m = momenta[i], scale = state.scale(state.momentum_scale[i / kGroup]);
+          const auto fixed =
+              static_cast<int>(std::nearbyint((65024.0f * std::fabs(m)) / (scale + std::fabs(m))));
+          const int code = (fixed + noise) / 256;
+          ASSERT_EQ(state.momentum8[i], m < 0 ? -code : code)
+              << rule.name << " " << loops->name << " " << i;
+        }
       }
     }
   }

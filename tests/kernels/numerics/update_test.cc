@@ -353,8 +353,8 @@ TEST_P(SymmetricRules, OppositeWeightsGradientsAndMomentaGiveOppositeResults) {
       negated.momentum8[i] = static_cast<int8_t>(-start.momentum8[i]);
       negated.momentum32[i] = -start.momentum32[i];
     }
-    // Noise is added to the bits of a magnitude, and the same to both: so stochastic rounding is as
-    // symmetric as rounding to nearest.
+    // Noise is added to the bits of a weight's magnitude, and momenta below 0 take 255 - noise: so
+    // stochastic rounding is as symmetric as rounding to nearest.
     for (Rounding rounding : {Rounding::kNearest, format.rounding}) {
       UpdateState state = start, opposite = negated;
       for (uint64_t t = 1; t <= 2; ++t) {
