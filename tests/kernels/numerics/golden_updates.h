@@ -208,6 +208,49 @@ void expect_close_codes(const Encoded& theirs, OffsetArray<Code>& codes,
   }
 }
 
+/// Steps of a half-precision weight with corrections: the two together within 4 ulp (of fp32) and
+/// one step of the correction.
+template <class Correction>
+void expect_flashoptim_corrections(Golden& golden, const FlashOptimInputs& inputs,
+                                   const std::vector<RuleCase>& rules, WeightFormat format,
+                                   OffsetArray<Correction> UpdateState::*correction,
+                                   const StepCall& call) {
+  constexpr size_t kCount = FlashOptimInputs::kCount;
+  const auto start = golden.next<uint16_t>(kCount);
+  const auto start_corrections = golden.next<Correction>(kCount);
+  const auto fill = [&](UpdateState& state, const std::vector<uint16_t>& weights,
+                        const std::vector<Correction>& corrections) {
+    for (size_t i = 0; i < kCount; ++i) {
+      state.weight16[i] = weights[i];
+      (state.*correction)[i] = corrections[i];
+    }
+  };
+  size_t same = 0, moved = 0;
+  for (const RuleCase& rule : rules) {
+    SCOPED_TRACE(rule.name);
+    const auto weights = golden.next<uint16_t>(kCount);
+    const auto corrections = golden.next<Correction>(kCount);
+    UpdateState before = inputs.state(rule, format, StateFormat::kFlashOptim);
+    fill(before, start, start_corrections);
+    UpdateState state = before, theirs = before;
+    inputs.step(rule, state, call);
+    fill(theirs, weights, corrections);
+    for (size_t i = 0; i < kCount; ++i) {
+      const double x = before.weight(i), expected = theirs.weight(i);
+      UpdateState beside = theirs;
+      const int code = (theirs.*correction)[i];
+      (beside.*correction)[i] = static_cast<Correction>(code > 0 ? code - 1 : code + 1);
+      const double step = std::fabs(expected - beside.weight(i));
+      ASSERT_NEAR(state.weight(i), expected, tolerance(x, x - expected) + step) << i;
+      same += state.weight(i) == theirs.weight(i) ? 1 : 0;
+      moved += theirs.weight(i) != before.weight(i) ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(moved, rules.size() * kCount);
+  // With 16 bits a few ulp are some steps of the correction.
+  EXPECT_GE(same, rules.size() * kCount * (sizeof(Correction) == 1 ? 99 : 80) / 100);
+}
+
 /// Updates stay within 4 ulp of the largest operand, codes beside ties alone differ.
 inline void expect_flashoptim_updates(const StepCall& call) {
   const std::vector<RuleCase> rules = {{"AdamW", Rule::kAdamW, {}},
@@ -265,6 +308,16 @@ inline void expect_flashoptim_updates(const StepCall& call) {
   }
   // Of 2014 codes and scales, those that a difference of a few ulp carries over a tie.
   EXPECT_EQ(differing, 1u);
+  for (auto format : {WeightFormat::kCorrected32, WeightFormat::kFP16Corrected24,
+                      WeightFormat::kFP16Corrected32}) {
+    SCOPED_TRACE(static_cast<int>(format));
+    if (correction_bytes(format) == 1) {
+      expect_flashoptim_corrections(golden, inputs, rules, format, &UpdateState::correction8, call);
+    } else {
+      expect_flashoptim_corrections(golden, inputs, rules, format, &UpdateState::correction16,
+                                    call);
+    }
+  }
 }
 
 /// With beta 0 a new momentum is the gradient: its codes and scales are the package's bit for bit.

@@ -14,7 +14,8 @@ f32[N], momentum codes i8[N], scales f16[5], variance codes u8[N], scales f16[5]
 then for AdamW, Adam, Lion, SGD, SGDW, SGD with Nesterov's momentum (the last three momentum beta1, dampening 0.25 for SGD and
 SGDW): from fp32 weights with fp32 states: weights, momentum, variance f32[N]; from fp32 weights with codes: weights f32[N],
 momentum codes and scales, variance codes and scales; from bf16 weights with codes and corrections: weights u16[N], corrections
-i8[N]. Rules without a variance leave it as it was.
+i8[N]. Rules without a variance leave it as it was. Then for bf16 weights with i16 corrections, fp16 with i8 and fp16 with i16:
+weights u16[N] and corrections before the step; and after it for each of the rules.
 
 Run with PyTorch, Triton 3.x and flashoptim 0.1.4: python3 make_flashoptim_golden.py
 """
@@ -198,9 +199,11 @@ record = [np.array([LR, BETA1, BETA2, EPSILON, DECAY, f32(1) - np.power(f32(BETA
 
 def step(rule, parameter, errors, m, v, codes):
     """One call of the package's kernel; everything is changed in place."""
-    errors_args = (True, 127, errors, tl.int8) if errors is not None else (False, 0, parameter, tl.int8)
-    use_ecc, largest, errors, error_type = errors_args
-    common = {"PARAM_DTYPE": tl.float32 if parameter.dtype == torch.float32 else tl.bfloat16, "USE_ECC": use_ecc,
+    use_ecc = errors is not None
+    largest, error_type = (32767, tl.int16) if use_ecc and errors.dtype == torch.int16 else (127, tl.int8)
+    errors = errors if use_ecc else parameter
+    parameter_type = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[parameter.dtype]
+    common = {"PARAM_DTYPE": parameter_type, "USE_ECC": use_ecc,
               "QUANTIZE_OPTIM_STATES": codes, "SIGNED_ERROR_T": error_type, "GROUP_SIZE": GROUP,
               "NUM_MANTISSA_BITS": fo._NUM_MANTISSA_BITS[parameter.dtype], "SIGNED_MAX_VAL": largest,
               "BLOCK_SIZE_N": 1024}
@@ -220,7 +223,15 @@ def tensors(arrays):
     return [torch.from_numpy(a.copy()) for a in arrays]
 
 
-for rule in ("adamw", "adam", "lion", "sgd", "sgdw", "nesterov"):
+def narrow_step(rule, dtype, weight, errors):
+    """The step of a half-precision weight with corrections, on codes: weight and corrections after it."""
+    parameter, errors = torch.from_numpy(weight.copy()).view(dtype), torch.from_numpy(errors.copy())
+    step(rule, parameter, errors, tensors(momentum), tensors(variance), True)
+    return [parameter.view(torch.uint16).numpy(), errors.numpy()]
+
+
+RULES = ("adamw", "adam", "lion", "sgd", "sgdw", "nesterov")
+for rule in RULES:
     parameter = torch.from_numpy(weights.copy())
     m = [torch.from_numpy(dequantize(*momentum, True)), torch.empty(groups_of(N), dtype=torch.float16)]
     v = [torch.from_numpy(dequantize(*variance, False)), torch.empty(groups_of(N), dtype=torch.float16)]
@@ -231,11 +242,12 @@ for rule in ("adamw", "adam", "lion", "sgd", "sgdw", "nesterov"):
     step(rule, parameter, None, m, v, True)
     record += [parameter.numpy()] + [t.numpy() for t in m + v]
 
-    m, v = tensors(momentum), tensors(variance)
-    parameter = torch.from_numpy(narrow.copy()).view(torch.bfloat16)
-    errors = torch.from_numpy(corrections.copy())
-    step(rule, parameter, errors, m, v, True)
-    record += [parameter.view(torch.uint16).numpy(), errors.numpy()]
+    record += narrow_step(rule, torch.bfloat16, narrow, corrections)
+for dtype, correction in ((torch.bfloat16, torch.int16), (torch.float16, torch.int8), (torch.float16, torch.int16)):
+    narrow, corrections, _ = error_correction(weights, dtype, correction)
+    record += [narrow, corrections]
+    for rule in RULES:
+        record += narrow_step(rule, dtype, narrow, corrections)
 (HERE / "flashoptim_updates.bin").write_bytes(b"".join(a.tobytes() for a in record))
 
 for path in sorted(HERE.glob("flashoptim_*.bin")):
