@@ -75,8 +75,14 @@ def gains(run):
     return way
 
 
-def final_losses(arguments, name, seed):
-    """The validation loss at the end, and the mean training loss of the last 20 steps."""
+def highest_spike(lines):
+    """The largest gradient norm after step 25 over the median of the 17 steps around it."""
+    norms = [line["grad_norm"] for line in lines]
+    return max((norm / statistics.median(norms[max(0, i - 8):i + 9]) for i, norm in enumerate(norms) if i >= 25), default=0)
+
+
+def results(arguments, name, seed):
+    """The validation loss at the end, the mean training loss of the last 20 steps, and highest_spike()."""
     run = folder_of(arguments, name, seed)
     settings = [f"run.dir={run}", f"run.seed={seed}", f"train.steps={arguments.steps}", "checkpoint.keep_last=1",
                 "train.validation_sequences=0", "train.validate_every=0", *MODELS[arguments.model][0], *FORMATS[name]]
@@ -103,7 +109,7 @@ def final_losses(arguments, name, seed):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     tail = lines[-20:]
-    return lines[-1]["validation_loss"], sum(line["loss"] for line in tail) / len(tail)
+    return lines[-1]["validation_loss"], sum(line["loss"] for line in tail) / len(tail), highest_spike(lines)
 
 
 def gains_text(arguments):
@@ -134,14 +140,14 @@ def main():
     rows, references = [], []
     differences = {name: [] for name in arguments.formats}
     for seed in range(1, arguments.seeds + 1):
-        reference = final_losses(arguments, REFERENCE, seed)
+        reference = results(arguments, REFERENCE, seed)
         references.append(reference[0])
-        rows.append(f"| {seed} | {REFERENCE} | {reference[0]:.4f} | | {reference[1]:.4f} |")
+        rows.append(f"| {seed} | {REFERENCE} | {reference[0]:.4f} | | {reference[1]:.4f} | {reference[2]:.1f} |")
         print(rows[-1], flush=True)
         for name in arguments.formats:
-            validation, training = final_losses(arguments, name, seed)
+            validation, training, spike = results(arguments, name, seed)
             differences[name].append(100 * (validation / reference[0] - 1))
-            rows.append(f"| {seed} | {name} | {validation:.4f} | {differences[name][-1]:+.2f} % | {training:.4f} |")
+            rows.append(f"| {seed} | {name} | {validation:.4f} | {differences[name][-1]:+.2f} % | {training:.4f} | {spike:.1f} |")
             print(rows[-1], flush=True)
     gate = MODELS[arguments.model][1]
     means = {name: statistics.fmean(values) for name, values in differences.items()}
@@ -156,9 +162,10 @@ def main():
     table = "\n".join([
         "# Compressed optimizer state against fp32 state", "",
         f"`benchmarks/format_quality.py --model {arguments.model}{factor} --formats {' '.join(arguments.formats)} --steps {arguments.steps} "
-        f"--seeds {arguments.seeds} --ranks {arguments.ranks}`: AdamW on the quick start's data, {split}; nats per byte.", "",
-        "| seed | state | validation | beside fp32 | training (last 20 steps) |",
-        "| --- | --- | --- | --- | --- |", *rows, "",
+        f"--seeds {arguments.seeds} --ranks {arguments.ranks}`: AdamW on the quick start's data, {split}; nats per byte. "
+        "A spike is a gradient norm after step 25 over the median of the 17 steps around it.", "",
+        "| seed | state | validation | beside fp32 | training (last 20 steps) | highest spike |",
+        "| --- | --- | --- | --- | --- | --- |", *rows, "",
         f"Mean difference: {summary} (gate on V2: {gate} %)." +
         (f" The reference's own losses differ by {spread:.2f} % between seeds." if len(references) > 1 else ""), ""])
     if arguments.gains_factor:
