@@ -126,40 +126,40 @@ double share(int64_t part, int64_t whole) {
 
 }  // namespace
 
-std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config) {
+std::vector<NumericsFinding> harmful_settings(const proto::RunConfig& config) {
   const proto::OptimizerSection& optimizer = config.optimizer();
   if (config.model().dtype() == proto::WeightType::FP32) return {};
   const bool nearest = rounding_of(config) == Rounding::kNearest;
   const bool v1 = optimizer.state_format() == proto::StateFormatVersion::FLASHOPTIM_V1;
+  std::vector<NumericsFinding> found;
   // A root falls by (1 - beta2) / 2 of itself a step: below half a code even at the largest, 255.
   const std::vector<Choice> choices = choices_of(optimizer);
   const bool codes = std::ranges::any_of(choices, &Choice::has_variance_codes);
   if (codes && nearest && !v1 && 255 * (1 - optimizer.beta2()) < 1) {
-    return NumericsFinding{
-        "beta2",
-        fmt::format("optimizer.beta2 {} with optimizer.rounding NEAREST: 8-bit variances can rise "
-                    "but never fall, so steps shrink. Hint: set optimizer.rounding STOCHASTIC, or "
-                    "beta2 to 0.996 or less",
-                    optimizer.beta2())};
+    found.push_back(
+        {"beta2",
+         fmt::format("optimizer.beta2 {} with optimizer.rounding NEAREST: 8-bit variances can rise "
+                     "but never fall, so steps shrink. Hint: set optimizer.rounding STOCHASTIC",
+                     optimizer.beta2())});
   }
   // A momentum of 1 code is half a code or more after a step, and rounded back.
   const bool stuck = std::ranges::any_of(choices, [&](const Choice& choice) {
-    return choice.has_codes() && choice.momentum_decay(optimizer) > 0.5;
+    return choice.has_codes() && choice.momentum_decay(optimizer) >= 0.5;
   });
   if (stuck && nearest && !v1) {
-    return NumericsFinding{
-        "momentum",
-        "optimizer.rounding NEAREST: 8-bit momenta of a few codes never fall, so elements without "
-        "gradients beside others that have some go on moving. Hint: set optimizer.rounding "
-        "STOCHASTIC"};
+    found.push_back(
+        {"momentum",
+         "optimizer.rounding NEAREST: 8-bit momenta of a few codes never fall, so elements without "
+         "gradients beside others that have some go on moving. Hint: set optimizer.rounding "
+         "STOCHASTIC"});
   }
   if (nearest && std::ranges::count(choices, 0, &Choice::master_weight_bits) > 0) {
-    return NumericsFinding{
-        "master_weight_bits",
-        "optimizer.master_weight_bits 0 with optimizer.rounding NEAREST: a weight moves only by "
-        "steps above 1/512 of itself. Hint: set optimizer.rounding STOCHASTIC, or 24 bits"};
+    found.push_back(
+        {"master_weight_bits",
+         "optimizer.master_weight_bits 0 with optimizer.rounding NEAREST: a weight moves only by "
+         "steps above 1/512 of itself. Hint: set optimizer.rounding STOCHASTIC, or 24 bits"});
   }
-  return {};
+  return found;
 }
 
 double shortest_step(WeightFormat format, Rounding rounding, float magnitude) {
@@ -258,7 +258,7 @@ std::vector<NumericsFinding> unhealthy_counters(const UpdateHealth& health,
 void NumericsCheck::before_first_step(Communicator& communicator, Backend& backend,
                                       const ShardedState& state) {
   if (config_.numerics().check() == proto::NumericsReaction::OFF) return;
-  if (const auto finding = harmful_setting(config_)) report(*finding);
+  for (const NumericsFinding& finding : harmful_settings(config_)) report(finding);
   if (const auto finding = unmovable_weights(communicator, backend, state, config_)) {
     report(*finding);
   }

@@ -26,7 +26,7 @@ struct NumericsFinding {
 };
 
 /// Settings that are known to harm in the format of a resolved configuration.
-std::optional<NumericsFinding> harmful_setting(const proto::RunConfig& config);
+std::vector<NumericsFinding> harmful_settings(const proto::RunConfig& config);
 
 /// The shortest step that moves a weight of this magnitude: half its last bit in the master's
 /// format, where rounding is stochastic half its last bit in fp32.

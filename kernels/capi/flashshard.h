@@ -152,8 +152,8 @@ FS_API const char* fs_last_error(void);
  * and their number is added to *rejected_groups (start with 0), which may be null. */
 FS_API fs_status fs_encode_master(const fs_master* call, int64_t* rejected_groups);
 FS_API fs_status fs_decode_master(const fs_master* call);
-/* Codes are rounded to nearest, always: averages that are encoded so after every step cannot fall
- * (docs/numerics.md, "Why stochastic"). fs_apply_step rounds V2's as it should be. */
+/* Codes are rounded to nearest, always: small or slow averages that are encoded so after every step
+ * never fall (docs/numerics.md, "Why stochastic"). fs_apply_step with FS_STOCHASTIC lets them. */
 FS_API fs_status fs_encode_moments(const fs_moments* call, int64_t* rejected_groups);
 FS_API fs_status fs_decode_moments(const fs_moments* call);
 
