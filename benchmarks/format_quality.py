@@ -81,6 +81,11 @@ def highest_spike(lines):
     return max((norm / statistics.median(norms[max(0, i - 8):i + 9]) for i, norm in enumerate(norms) if i >= 25), default=0)
 
 
+def last_step(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
 def results(arguments, name, seed):
     """The validation loss at the end, the mean training loss of the last 20 steps, and highest_spike()."""
     run = folder_of(arguments, name, seed)
@@ -94,14 +99,18 @@ def results(arguments, name, seed):
         command += ["--set", setting]
     # Beside the run: what it is made by. A format may have other bits in another build.
     marker = run.with_name(run.name + ".json")
-    wanted = {"settings": [setting for setting in settings if not setting.startswith("run.dir")],
+    wanted = {"settings": [setting for setting in settings if not setting.startswith("run.dir")], "ranks": arguments.ranks,
               "program": hashlib.sha256(pathlib.Path(binary()).read_bytes()).hexdigest()}
-    made_by = json.loads(marker.read_text()) if marker.exists() else {}
     if run.exists():
-        if made_by and made_by["settings"] != wanted["settings"]:
-            raise SystemExit(f"error: {run} is there with other settings than this script has now; move it away")
-        if made_by != wanted and not arguments.reuse:
-            raise SystemExit(f"error: {run} is there from another build; move it away, or give --reuse")
+        if not marker.exists():
+            raise SystemExit(f"error: {run} is there and {marker.name} is not, which says what made it; move it away")
+        made_by = json.loads(marker.read_text())
+        if any(made_by.get(key) != wanted[key] for key in ("settings", "ranks")):
+            raise SystemExit(f"error: {run} is there with other settings or ranks than are asked for now; move it away")
+        if made_by["program"] != wanted["program"]:
+            if not (arguments.reuse and last_step(run) == arguments.steps):
+                raise SystemExit(f"error: {run} is there from another build; move it away, or give --reuse if it is finished")
+            arguments.reused = True
     else:
         marker.parent.mkdir(exist_ok=True)
         marker.write_text(json.dumps(wanted, indent=1) + "\n")
@@ -136,6 +145,7 @@ def main():
     parser.add_argument("--reuse", action="store_true", help="take runs of other builds, too, where the formats' bits are known to be the same")
     parser.add_argument("--write", action="store_true", help="also into benchmarks/results/format_quality[_MODEL][_gains].md")
     arguments = parser.parse_args()
+    arguments.reused = False
 
     rows, references = [], []
     differences = {name: [] for name in arguments.formats}
@@ -163,7 +173,8 @@ def main():
         "# Compressed optimizer state against fp32 state", "",
         f"`benchmarks/format_quality.py --model {arguments.model}{factor} --formats {' '.join(arguments.formats)} --steps {arguments.steps} "
         f"--seeds {arguments.seeds} --ranks {arguments.ranks}`: AdamW on the quick start's data, {split}; nats per byte. "
-        "A spike is a gradient norm after step 25 over the median of the 17 steps around it.", "",
+        "A spike is a gradient norm after step 25 over the median of the 17 steps around it." +
+        (" Some runs were made by other builds (`--reuse`)." if arguments.reused else ""), "",
         "| seed | state | validation | beside fp32 | training (last 20 steps) | highest spike |",
         "| --- | --- | --- | --- | --- | --- |", *rows, "",
         f"Mean difference: {summary} (gate on V2: {gate} %)." +
