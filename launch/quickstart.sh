@@ -34,7 +34,10 @@ launch/install_dependencies.sh
 step "build"
 # CUDA code is of use only where a device is visible.
 if [ "$cuda" = AUTO ] && ! { command -v nvcc && command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then cuda=OFF; fi
-cmake --preset release -DFLASHSHARD_CUDA="$cuda" -DFLASHSHARD_TESTS=OFF -DFLASHSHARD_BENCHMARKS=OFF >/dev/null
+# A folder that has been configured before keeps its tests.
+only_the_program=(-DFLASHSHARD_TESTS=OFF -DFLASHSHARD_BENCHMARKS=OFF)
+[ -f build/CMakeCache.txt ] && only_the_program=()
+cmake --preset release -DFLASHSHARD_CUDA="$cuda" "${only_the_program[@]}" >/dev/null
 cmake --build build -j "$(nproc)" --target flashshard
 
 step "data"
