@@ -3,7 +3,7 @@
 # CPU, clean memory accesses, and the time of a step beside FlashOptim, PyTorch and a memory copy.
 #
 #   benchmarks/gpu_suite.sh --package DIR   here: builds for sm_90 into DIR what a machine without network, MPI and our
-#                                           libraries needs, and this script with it (about 10 MB)
+#                                           libraries needs, and this script with it (12 MiB)
 #   DIR/gpu_suite.sh [RESULTS]              there: runs it. Needs a GPU, its driver and python3 with PyTorch and Triton;
 #                                           compute-sanitizer where the CUDA toolkit has it
 #   benchmarks/gpu_suite.sh [RESULTS]       both on one machine
