@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where spikes of the gradient norm come from. In some tens of early steps a Llama makes the first position of a sequence one that
+"""One origin of spikes of the gradient norm. In some tens of early steps a Llama makes the first position of a sequence one that
 all others attend to (an attention sink), letter by letter: while a letter is between the two states, the gradients of all positions
 meet in it. Prints, for every checkpoint, the gradient norms of one training sequence with other letters put first, the largest
 first; the state is told by the root mean square of the last layer's residual there, which grows. Whichever format the optimizer has.
@@ -12,7 +12,7 @@ A step in which several sequences begin with that letter has a gradient several 
     benchmarks/first_token.py data/kjv.txt runs/letters/checkpoints/step-0000003? ...
 
 Stop the run when it has the steps wanted; with optimizer.state=FP32 and optimizer.master_weight_bits=32 it is the reference's.
-Needs PyTorch and transformers; half a minute a checkpoint.
+Needs PyTorch and transformers; some ten seconds a checkpoint.
 """
 import argparse
 import pathlib

@@ -60,8 +60,8 @@ void add_choices(CLI::App& command, OptimizerBenchOptions& options) {
 void add_optimizer(CLI::App& bench, Action& action) {
   auto* command = bench.add_subcommand(
       "optimizer",
-      "A step of every rule, format and instruction set, beside a copy of its bytes; ADAMW with "
-      "24-bit masters and fp32 state beside plain loops, too");
+      "A step of every rule, format and instruction set, beside a copy of its bytes; ADAMW's "
+      "main formats beside plain loops, too");
   auto arguments = std::make_shared<BenchArguments>();
   OptimizerBenchOptions& options = arguments->optimizer;
   command
